@@ -1,0 +1,2 @@
+//! rimg
+fn main(){}

@@ -1,0 +1,1 @@
+//! Not started yet: see the README for what exists today.

@@ -64,6 +64,8 @@ static RULES: LazyLock<Rules> = LazyLock::new(|| {
             (r#""(iters|master-key-iters)": \d+"#, r#""$1": <n>"#),
             (r"(iters|master key iters): \d+", "$1: <n>"),
             (r"Run completed in \d+\.\d+ seconds", "Run completed in <n> seconds"),
+            // Generated node names.
+            (r"#block\d+", "#block<n>"),
             (r#""fragmented-clusters": \d+"#, r#""fragmented-clusters": <n>"#),
             (r"\d+\.\d\d% fragmented", "<n>% fragmented"),
         ]),

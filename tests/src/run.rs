@@ -1,7 +1,7 @@
 //! Running scenarios: the same lines for both programs, each in its own directory, and a verdict on
 //! every line.
 //!
-//! Lines run under `/bin/sh` as `exec "$IMG" …`, so that quoting is the shell's and the exit code the
+//! Lines run under `/bin/sh` as `exec qemu-img …`, so that quoting is the shell's and the exit code the
 //! program's. The reference runs first, once; nothing is remembered between scenarios.
 
 use crate::images;
@@ -14,12 +14,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// The programs of one run of the suite.
 #[derive(Debug, Clone)]
 pub struct Bench {
-    /// The program under test, called `qemu-img`.
+    /// Directory in which the program under test is called `qemu-img`.
     pub ours: PathBuf,
+    /// Directory in which the reference is called `qemu-img`.
+    pub theirs: PathBuf,
     /// The reference tools.
     pub reference: Reference,
     /// Scenario directories are made below this one.
@@ -41,6 +44,8 @@ pub struct Verdict {
     pub files_agreed: usize,
     /// What does not agree, ready to be printed.
     pub complaints: Vec<String>,
+    /// How long all of it took.
+    pub took: Duration,
 }
 
 /// Runs all scenarios on `threads` threads; the verdicts come in the order of the scenarios.
@@ -55,7 +60,9 @@ pub fn run_all(bench: &Bench, scenarios: &[Scenario], threads: usize) -> Vec<Ver
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     scenarios.get(index).map(|scenario| (index, scenario))
                 } {
-                    let verdict = run_one(bench, index, scenario);
+                    let start = Instant::now();
+                    let mut verdict = run_one(bench, index, scenario);
+                    verdict.took = start.elapsed();
                     if let Ok(mut done) = done.lock() {
                         done.push((index, verdict));
                     }
@@ -78,8 +85,8 @@ fn run_one(bench: &Bench, index: usize, scenario: &Scenario) -> Verdict {
             return verdict;
         }
     }
-    let reference = Side { bench, program: &bench.reference.img, dir: &theirs };
-    let tested = Side { bench, program: &bench.ours, dir: &ours };
+    let reference = Side { bench, home: &bench.theirs, dir: &theirs };
+    let tested = Side { bench, home: &bench.ours, dir: &ours };
     match (reference.run(scenario), tested.run(scenario)) {
         (Ok(left), Ok(right)) => judge(scenario, [(&left, &theirs), (&right, &ours)], &mut verdict),
         (Err(why), _) | (_, Err(why)) => verdict.complaints.push(why),
@@ -101,7 +108,7 @@ fn run_one(bench: &Bench, index: usize, scenario: &Scenario) -> Verdict {
 /// One of the two sides of a scenario.
 struct Side<'a> {
     bench: &'a Bench,
-    program: &'a Path,
+    home: &'a Path,
     dir: &'a Path,
 }
 
@@ -113,7 +120,7 @@ impl Side<'_> {
         for line in &scenario.lines {
             let at = |why: String| format!("line {} ({}): {why}", line.number, line.text);
             let outcome = match &line.action {
-                Action::Image(_) => Some(self.shell("exec \"$IMG\" ", &line.text).map_err(at)?),
+                Action::Image(_) => Some(self.shell("exec qemu-img ", &line.text).map_err(at)?),
                 Action::Reference => Some(self.shell("exec \"$REF\" ", &line.text).map_err(at)?),
                 Action::Io => Some(self.shell("exec \"$IO\" ", &line.text).map_err(at)?),
                 Action::Shell => Some(self.shell("", &line.text).map_err(at)?),
@@ -136,9 +143,13 @@ impl Side<'_> {
     }
 
     fn shell(&self, prefix: &str, text: &str) -> Result<Outcome, String> {
+        // Found through the path, so that both programs have the same first argument.
+        let mut path = self.home.as_os_str().to_owned();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
         Invocation::new("/bin/sh", self.dir)
             .args(["-c".to_owned(), format!("{prefix}{text}")])
-            .env("IMG", self.program)
+            .env("PATH", path)
             .env("REF", &self.bench.reference.img)
             .env("IO", &self.bench.reference.io)
             .run()
@@ -202,6 +213,9 @@ fn judge(
             // A helper that fails on one side only (a pattern that does not verify) is a finding too.
             _ if theirs.end != ours.end => {
                 vec![format!("helper: {} / {}: {}{}", theirs.end, ours.end, ours.out(), ours.err())]
+            }
+            _ if theirs.end != End::Exit(0) => {
+                vec![format!("the table is wrong: {}: {}{}", theirs.end, theirs.out(), theirs.err())]
             }
             _ => Vec::new(),
         };

@@ -81,14 +81,14 @@ impl Reference {
     }
 }
 
-/// A directory with a link called `qemu-img` to `program`, so that its messages begin alike.
+/// Makes `dir` with a link called `qemu-img` to `program`, so that messages begin alike.
 ///
 /// # Errors
 /// When the link cannot be made.
-pub fn as_qemu_img(program: &Path, dir: &Path) -> Result<PathBuf, String> {
-    let link = dir.join("qemu-img");
-    std::os::unix::fs::symlink(program, &link).map_err(|e| format!("{}: {e}", link.display()))?;
-    Ok(link)
+pub fn as_qemu_img(program: &Path, dir: &Path) -> Result<(), String> {
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::os::unix::fs::symlink(program, dir.join("qemu-img")))
+        .map_err(|e| format!("{}: {e}", dir.display()))
 }
 
 /// Says on the terminal that something was not tested, in a form that is easy to find in a log.

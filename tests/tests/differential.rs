@@ -2,7 +2,7 @@
 //! qemu-img, and everything a script can see compared.
 //!
 //! `SUITE_ONLY=text` runs the scenarios whose name contains the text, `SUITE_KEEP=1` keeps their
-//! directories, `SUITE_JOBS=n` sets the number of threads.
+//! directories, `SUITE_JOBS=n` sets the number of threads, `SUITE_TIMES=1` lists the slowest scenarios.
 
 use std::path::Path;
 use suite::run::{Bench, run_all};
@@ -18,7 +18,9 @@ fn command_lines_agree_with_qemu_img() {
         Err(why) => return tools::skip("the differential suite", &why),
     };
     let base = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let ours = tools::as_qemu_img(&tools::rimg().unwrap(), base.path()).unwrap();
+    let (ours, theirs) = (base.path().join("ours"), base.path().join("theirs"));
+    tools::as_qemu_img(&tools::rimg().unwrap(), &ours).unwrap();
+    tools::as_qemu_img(&reference.img, &theirs).unwrap();
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
     let mut scenarios = scenario::load(&cases).unwrap();
     let only = std::env::var("SUITE_ONLY").ok();
@@ -27,7 +29,7 @@ fn command_lines_agree_with_qemu_img() {
     }
     let threads = std::env::var("SUITE_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     let version = reference.version.clone();
-    let bench = Bench { ours, reference, base: base.path().to_path_buf() };
+    let bench = Bench { ours, theirs, reference, base: base.path().to_path_buf() };
     let verdicts = run_all(&bench, &scenarios, threads);
     if std::env::var_os("SUITE_KEEP").is_some() {
         let _ = base.keep();
@@ -43,6 +45,13 @@ fn command_lines_agree_with_qemu_img() {
     let (lines, agreed) = (sum(|v| v.lines), sum(|v| v.agreed));
     let (files, files_agreed) = (sum(|v| v.files), sum(|v| v.files_agreed));
     let clean = verdicts.iter().filter(|verdict| verdict.complaints.is_empty()).count();
+    if std::env::var_os("SUITE_TIMES").is_some() {
+        let mut slow: Vec<_> = verdicts.iter().map(|v| (v.took, &v.name)).collect();
+        slow.sort();
+        for (took, name) in slow.iter().rev().take(15) {
+            println!("{:7.2} s  {name}", took.as_secs_f64());
+        }
+    }
     println!("reference: {version}");
     println!("{clean} of {} scenarios are clean", verdicts.len());
     println!("{files_agreed} of {files} files left behind agree");

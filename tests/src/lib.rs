@@ -4,7 +4,8 @@
 //! * [`tools`] finds the programs: ours (`RIMG`, or built on the spot) and the reference tools.
 //! * [`scenario`], [`run`], [`normal`], [`images`] and [`deliberate`] are the differential suite:
 //!   the same command lines given to both programs, everything a script can see compared.
-//! * [`corpus`] and [`content`] are images made by other products, and their known content.
+//! * [`corpus`] and [`content`] are images made by other products, and their known content;
+//!   [`roundtrip`] converts them there and back, [`hostile`] is for those that must be refused.
 //! * [`arrows`] and [`licences`] read the sources: who may use whom, and on what terms.
 //! * [`bench`] measures the two programs against each other.
 //!
@@ -15,10 +16,12 @@ pub mod bench;
 pub mod content;
 pub mod corpus;
 pub mod deliberate;
+pub mod hostile;
 pub mod images;
 pub mod licences;
 pub mod normal;
 pub mod process;
+pub mod roundtrip;
 pub mod run;
 pub mod scenario;
 pub mod source;

@@ -30,6 +30,7 @@
 
 pub mod info;
 pub mod options;
+pub mod qcow2;
 pub mod raw;
 
 use std::any::Any;
@@ -229,6 +230,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Where the bytes at `at` are; looks at no more than `len` (> 0) bytes. `at + len` must lie
     /// inside the disk.
     fn map(&self, at: GuestOffset, len: u64) -> Result<Extent>;
+
+    /// Called before [`Image::map`] is used to tell data from zeroes: time to find out whether holes of
+    /// the storage should be looked at (`probe_holes`).
+    fn prepare_status(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Reads bytes that [`Image::map`] said are encoded. `buf` must lie inside that extent.
     fn read_encoded(&self, at: GuestOffset, _buf: &mut [u8]) -> Result<()> {
@@ -567,7 +574,7 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver]
+    &[&raw::RawDriver, &qcow2::Qcow2Driver]
 }
 
 /// The driver of that name.

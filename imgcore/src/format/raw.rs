@@ -120,7 +120,7 @@ pub fn preallocation(options: &CreateOptions, allowed: &[Preallocation]) -> Resu
         }
     };
     if how != Preallocation::Off && !allowed.contains(&how) {
-        return Err(Error::unsupported(format!("Unsupported preallocation mode '{text}'")));
+        return Err(Error::unsupported(format!("Unsupported preallocation mode: {text}")));
     }
     Ok(how)
 }

@@ -115,6 +115,17 @@ pub struct BackingRef {
     pub format: Option<String>,
 }
 
+/// A change of the disk's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// New size in bytes.
+    pub size: u64,
+    /// How new space is reserved.
+    pub how: Preallocation,
+    /// The file below reaches into the new area and must not show there.
+    pub hide_below: bool,
+}
+
 /// What an opened image can do, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Granularity {
@@ -293,8 +304,9 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         self.flush()
     }
 
-    /// Changes the size of the guest's disk.
-    fn resize(&self, _size: u64, _how: Preallocation) -> Result<()> {
+    /// Changes the size of the guest's disk. Bytes between the old end and the end of its unit may read
+    /// as anything afterwards: [`crate::graph::Node::resize`] clears them.
+    fn resize(&self, _request: Resize) -> Result<()> {
         Err(Error::unsupported("Image format driver does not support resize"))
     }
 

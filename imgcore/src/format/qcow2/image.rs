@@ -9,10 +9,11 @@ use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
-    BackingRef, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, StorageId, ZeroSpace,
+    BackingRef, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, Resize, StorageId,
+    ZeroSpace,
 };
 use crate::num::GuestOffset;
-use crate::storage::{Preallocation, Storage};
+use crate::storage::Storage;
 use crate::{Error, Result};
 
 /// An opened qcow2 image.
@@ -185,8 +186,8 @@ impl Image for Qcow2Image {
         self.close_image()
     }
 
-    fn resize(&self, size: u64, how: Preallocation) -> Result<()> {
-        self.resize_disk(size, how)
+    fn resize(&self, request: Resize) -> Result<()> {
+        self.resize_disk(request)
     }
 
     fn make_empty(&self) -> Result<()> {

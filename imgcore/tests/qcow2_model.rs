@@ -1,5 +1,6 @@
 //! Random operations on qcow2 images against a plain vector of bytes: every cluster size, refcount
 //! width, version, with and without backing file, extended entries and external data file.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! Helpers of the integration tests: files in a folder, images made and opened without the graph's
 //! policy, random numbers, the oracle.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

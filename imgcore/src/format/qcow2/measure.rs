@@ -8,7 +8,10 @@ use crate::{Error, Result};
 
 /// See [`crate::format::Driver::measure`]. The same sum as QEMU's: header, L1 table, L2 tables for the
 /// whole disk, refcount structures for everything, and the data clusters.
-pub(super) fn measure(options: &CreateOptions, source: MeasureSource<'_>) -> Result<Measurement> {
+pub(super) fn measure(
+    options: &CreateOptions,
+    source: &mut MeasureSource<'_>,
+) -> Result<Measurement> {
     let has_backing = options.text("backing_file").is_some();
     let choices = Choices::parse(options, has_backing)?;
     let cluster = 1u64 << choices.cluster_bits;

@@ -1,1 +1,4 @@
 //! Disk images.
+
+pub mod opts;
+pub mod storage;

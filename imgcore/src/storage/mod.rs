@@ -1,0 +1,4 @@
+//! Where bytes live.
+
+pub mod culprit;
+pub mod lock;

@@ -49,3 +49,10 @@ impl fmt::Display for OptError {
 }
 
 impl std::error::Error for OptError {}
+
+impl From<OptError> for crate::Error {
+    fn from(e: OptError) -> Self {
+        let error = crate::Error::invalid(e.message);
+        if e.hints.is_empty() { error } else { error.hint(e.hints.join("\n")) }
+    }
+}

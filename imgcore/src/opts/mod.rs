@@ -18,9 +18,23 @@ pub mod secret;
 pub mod size;
 pub mod snapshot;
 pub mod spec;
-pub mod tables;
 pub mod tree;
 pub mod value;
 
 pub use error::OptError;
 pub use spec::ImageSpec;
+
+/// The value of a size option; see [`value::size`].
+pub fn size_option(name: &str, text: &str) -> crate::Result<u64> {
+    Ok(value::size(name, text)?)
+}
+
+/// The value of a number option; see [`value::number`].
+pub fn number_option(name: &str, text: &str) -> crate::Result<u64> {
+    Ok(value::number(name, text)?)
+}
+
+/// The value of a boolean option; see [`value::boolean`].
+pub fn bool_option(name: &str, text: &str) -> crate::Result<bool> {
+    Ok(value::boolean(name, text)?)
+}

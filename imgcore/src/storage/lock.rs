@@ -229,6 +229,20 @@ impl std::error::Error for LockError {
     }
 }
 
+impl LockError {
+    /// As the crate's error; `name` is the image as the user called it.
+    pub fn into_error(self, name: &str) -> crate::Error {
+        match self {
+            LockError::Conflict(c) => crate::Error::new(crate::ErrorKind::Locked, c.to_string())
+                .hint(c.hints(name).join("\n"))
+                .at_path(name),
+            LockError::System { byte, error } => crate::Error::io(&error)
+                .context(format!("Failed to lock byte {byte}"))
+                .at_path(name),
+        }
+    }
+}
+
 /// The locks of one open file.
 #[derive(Debug)]
 pub struct FileLock {

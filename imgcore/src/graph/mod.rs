@@ -4,7 +4,10 @@
 //! copies on write and fills up with zeroes. [`open`](mod@open) turns names into nodes under an
 //! [`open::Policy`].
 
+pub mod gate;
 pub mod node;
+pub mod open;
+mod open_request;
 pub mod range_lock;
 mod status;
 mod write;

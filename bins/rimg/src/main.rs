@@ -1,2 +1,2 @@
 //! rimg
-fn main(){}
+fn main() {}

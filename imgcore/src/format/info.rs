@@ -1,0 +1,147 @@
+//! What images tell about themselves: plain data for `info`, `check` and `snapshot -l`.
+
+use serde::{Deserialize, Serialize};
+
+/// Details of one format, in QEMU's field names (`qapi/block-core.json`, `ImageInfoSpecific`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "lowercase")]
+pub enum SpecificInfo {
+    /// qcow2
+    Qcow2(Qcow2Info),
+    /// vmdk
+    Vmdk(VmdkInfo),
+    /// A regular file.
+    File(FileInfo),
+}
+
+/// qcow2's details.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Qcow2Info {
+    /// `0.10` or `1.1`.
+    pub compat: String,
+    /// Name of the external data file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<String>,
+    /// Only with an external data file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file_raw: Option<bool>,
+    /// Version 3 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extended_l2: Option<bool>,
+    /// Version 3 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lazy_refcounts: Option<bool>,
+    /// Version 3 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corrupt: Option<bool>,
+    /// Bits of a reference count.
+    pub refcount_bits: u32,
+    /// Encryption, as the format names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypt: Option<serde_json::Value>,
+    /// Persistent bitmaps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitmaps: Option<Vec<Qcow2BitmapInfo>>,
+    /// `zlib` or `zstd`.
+    pub compression_type: String,
+}
+
+/// One bitmap in qcow2's details.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Qcow2BitmapInfo {
+    /// Name.
+    pub name: String,
+    /// Bytes per bit.
+    pub granularity: u64,
+    /// `in-use`, `auto`.
+    pub flags: Vec<String>,
+}
+
+/// VMDK's details.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VmdkInfo {
+    /// `createType` of the descriptor.
+    pub create_type: String,
+    /// Content id.
+    pub cid: u32,
+    /// Content id of the parent, `0xffffffff` without one.
+    pub parent_cid: u32,
+    /// Extents.
+    pub extents: Vec<VmdkExtentInfo>,
+}
+
+/// One extent of a VMDK.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VmdkExtentInfo {
+    /// File name.
+    pub filename: String,
+    /// `FLAT`, `SPARSE`, ...
+    pub format: String,
+    /// Bytes.
+    pub virtual_size: u64,
+    /// Bytes, for sparse ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_size: Option<u64>,
+    /// Present (true) for compressed ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compressed: Option<bool>,
+}
+
+/// A regular file's details.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FileInfo {
+    /// Extent size hint of the file system (XFS).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extent_size_hint: Option<u64>,
+}
+
+/// One internal snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SnapshotInfo {
+    /// Id, unique.
+    pub id: String,
+    /// Name ("tag").
+    pub name: String,
+    /// Bytes of VM state.
+    pub vm_state_size: u64,
+    /// Seconds since the epoch.
+    pub date_sec: u32,
+    /// Nanoseconds.
+    pub date_nsec: u32,
+    /// Nanoseconds of guest run time.
+    pub vm_clock_nsec: u64,
+    /// Executed instructions, if recorded.
+    pub icount: Option<u64>,
+    /// Size of the disk then.
+    pub disk_size: u64,
+}
+
+/// Outcome of a check.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Things that could not be checked (I/O errors).
+    pub check_errors: u64,
+    /// Damage left.
+    pub corruptions: u64,
+    /// Leaked clusters left.
+    pub leaks: u64,
+    /// Damage repaired.
+    pub corruptions_fixed: u64,
+    /// Leaks repaired.
+    pub leaks_fixed: u64,
+    /// Where the last used byte of the image ends.
+    pub image_end_offset: Option<u64>,
+    /// Clusters.
+    pub total_clusters: Option<u64>,
+    /// Clusters with a place.
+    pub allocated_clusters: Option<u64>,
+    /// Allocated clusters not following their predecessor.
+    pub fragmented_clusters: Option<u64>,
+    /// Compressed clusters.
+    pub compressed_clusters: Option<u64>,
+}

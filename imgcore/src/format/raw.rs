@@ -1,0 +1,216 @@
+//! raw: the guest's disk byte for byte.
+//!
+//! A disk whose file is not a multiple of 512 bytes is shown rounded up; the missing bytes read as
+//! zeroes and appear in the file when something is written there. There are no tables, so there is
+//! no order of writes to keep: `flush` is the storage's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{
+    Access, CreateContext, CreateOptions, Driver, Extent, Granularity, Image, ImageInfo, Mapping,
+    MeasureSource, Measurement, OpenContext, OptionKind, OptionSpec, Resize, StorageId, ZeroSpace,
+};
+use crate::num::{GuestOffset, HostOffset, checked_round_up};
+use crate::storage::{Preallocation, SliceStorage, Storage, ZeroMode};
+use crate::{Error, Result};
+
+/// Guest disks are counted in sectors.
+const SECTOR: u64 = 512;
+
+/// The driver.
+pub struct RawDriver;
+
+const OPTIONS: &[OptionSpec] = &[
+    OptionSpec { name: "size", kind: OptionKind::Size, help: "Virtual disk size", default: None },
+    OptionSpec {
+        name: "preallocation",
+        kind: OptionKind::Text,
+        help: "Preallocation mode (allowed values: off, falloc, full)",
+        default: None,
+    },
+    OptionSpec {
+        name: "nocow",
+        kind: OptionKind::Bool,
+        help: "Turn off copy-on-write (valid only on btrfs)",
+        default: None,
+    },
+    OptionSpec {
+        name: "extent_size_hint",
+        kind: OptionKind::Size,
+        help: "Extent size hint for the image file, 0 to disable",
+        default: None,
+    },
+];
+
+impl Driver for RawDriver {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn probe(&self, _head: &[u8], _name: &str) -> u32 {
+        1
+    }
+
+    fn open(&self, cx: OpenContext<'_>) -> Result<Box<dyn Image>> {
+        let (mut offset, mut size) = (0, None);
+        for (name, value) in cx.options {
+            match name.as_str() {
+                "offset" => offset = crate::opts::size_option(name, value)?,
+                "size" => size = Some(crate::opts::size_option(name, value)?),
+                _ => return Err(super::options::unknown(self.name(), name)),
+            }
+        }
+        let mut storage = cx.storage;
+        let full = storage.len()?;
+        if offset > 0 || size.is_some() {
+            let rest = full.checked_sub(offset).ok_or_else(|| {
+                Error::invalid(format!(
+                    "Offset ({offset}) cannot be greater than size of the containing file ({full})"
+                ))
+            })?;
+            let size = size.unwrap_or(rest);
+            if size > rest {
+                return Err(Error::invalid(format!(
+                    "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({full})"
+                )));
+            }
+            storage = Arc::new(SliceStorage::new(storage, offset, size)?);
+        }
+        RawImage::new(storage, cx.access).map(|image| Box::new(image) as Box<dyn Image>)
+    }
+
+    fn create_options(&self) -> &'static [OptionSpec] {
+        OPTIONS
+    }
+
+    fn create(&self, cx: &CreateContext<'_>) -> Result<()> {
+        let how = preallocation(cx.options, &[Preallocation::Falloc, Preallocation::Full])?;
+        let storage = cx.files.main()?;
+        let size = checked_round_up(cx.size, SECTOR)
+            .filter(|&s| i64::try_from(s).is_ok())
+            .ok_or_else(|| Error::errno(libc::EFBIG))?;
+        if storage.limits().block_device {
+            if storage.len()? < size {
+                return Err(Error::errno(libc::ENOSPC));
+            }
+            return Ok(());
+        }
+        storage.set_len(size, how)
+    }
+
+    fn measure(&self, _options: &CreateOptions, source: MeasureSource<'_>) -> Result<Measurement> {
+        let size = crate::num::round_up(source.virtual_size, SECTOR);
+        Ok(Measurement { required: size, fully_allocated: size, bitmaps: None })
+    }
+}
+
+/// The `preallocation` option; only the `allowed` modes (and off) are accepted.
+pub fn preallocation(options: &CreateOptions, allowed: &[Preallocation]) -> Result<Preallocation> {
+    let Some(text) = options.text("preallocation") else { return Ok(Preallocation::Off) };
+    let how = match text {
+        "off" => Preallocation::Off,
+        "metadata" => Preallocation::Metadata,
+        "falloc" => Preallocation::Falloc,
+        "full" => Preallocation::Full,
+        _ => {
+            return Err(Error::invalid(format!(
+                "Parameter 'preallocation' does not accept value '{text}'"
+            )));
+        }
+    };
+    if how != Preallocation::Off && !allowed.contains(&how) {
+        return Err(Error::unsupported(format!("Unsupported preallocation mode: {text}")));
+    }
+    Ok(how)
+}
+
+/// An opened raw image.
+#[derive(Debug)]
+pub struct RawImage {
+    storage: Arc<dyn Storage>,
+    size: AtomicU64,
+    access: Access,
+}
+
+impl RawImage {
+    fn new(storage: Arc<dyn Storage>, access: Access) -> Result<Self> {
+        let size = crate::num::round_up(storage.len()?, SECTOR);
+        Ok(RawImage { storage, size: AtomicU64::new(size), access })
+    }
+}
+
+impl Image for RawImage {
+    fn format_name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn granularity(&self) -> Granularity {
+        Granularity {
+            allocation: 1,
+            zero: Some(1),
+            discard: Some(1),
+            encode: None,
+            append_only: false,
+        }
+    }
+
+    fn storage(&self, _id: StorageId) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn map(&self, at: GuestOffset, len: u64) -> Result<Extent> {
+        Ok(Extent {
+            len,
+            mapping: Mapping::Data {
+                storage: StorageId(0),
+                offset: HostOffset(at.0),
+                in_place: self.access == Access::Write,
+                probe_holes: true,
+            },
+        })
+    }
+
+    fn write_zeroes(&self, at: GuestOffset, len: u64, space: ZeroSpace) -> Result<()> {
+        let mode = match space {
+            ZeroSpace::Unmap => ZeroMode::MayUnmap,
+            ZeroSpace::Keep => ZeroMode::KeepAllocated,
+        };
+        self.storage.write_zeroes(at.0, len, mode)
+    }
+
+    fn discard(&self, at: GuestOffset, len: u64) -> Result<()> {
+        self.storage.discard(at.0, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.storage.flush()
+    }
+
+    fn resize(&self, request: Resize) -> Result<()> {
+        let Resize { size, how, .. } = request;
+        if how == Preallocation::Metadata {
+            return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
+        }
+        let size = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
+        self.storage.set_len(size, how)?;
+        self.size.store(size, Ordering::Release);
+        Ok(())
+    }
+
+    fn make_empty(&self) -> Result<()> {
+        Err(Error::errno(libc::ENOTSUP))
+    }
+
+    fn info(&self) -> Result<ImageInfo> {
+        Ok(ImageInfo::default())
+    }
+
+    fn zero_init(&self) -> bool {
+        self.storage.zero_init()
+    }
+}

@@ -1,0 +1,40 @@
+//! QEMU's option languages as pure functions: sizes, `key=value` lists, `json:` names, image
+//! specifications, secrets, snapshot parameters, and the sizes people read.
+//!
+//! Nothing here opens a file. What may have to be read (a secret's file) is read through a
+//! function the caller passes in.
+//!
+//! The languages differ in small ways that scripts rely on, so there is one function for each place
+//! a number may stand: [`size::size_argument`] for a size on the command line, [`value::size`] for
+//! one inside `-o`, [`value::number`] for a plain number inside `-o`.
+
+pub mod creation;
+pub mod error;
+pub mod filename;
+pub mod human;
+pub mod json;
+pub mod list;
+pub mod secret;
+pub mod size;
+pub mod snapshot;
+pub mod spec;
+pub mod tree;
+pub mod value;
+
+pub use error::OptError;
+pub use spec::ImageSpec;
+
+/// The value of a size option; see [`value::size`].
+pub fn size_option(name: &str, text: &str) -> crate::Result<u64> {
+    Ok(value::size(name, text)?)
+}
+
+/// The value of a number option; see [`value::number`].
+pub fn number_option(name: &str, text: &str) -> crate::Result<u64> {
+    Ok(value::number(name, text)?)
+}
+
+/// The value of a boolean option; see [`value::boolean`].
+pub fn bool_option(name: &str, text: &str) -> crate::Result<bool> {
+    Ok(value::boolean(name, text)?)
+}

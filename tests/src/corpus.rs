@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn reads_a_row() {
-        let row = parse("a/b.vmdk.xz\tvmdk\tflat (extra file of x)\tp\t\t9\tff\t\ts\tn\tCC0").unwrap();
+        let row =
+            parse("a/b.vmdk.xz\tvmdk\tflat (extra file of x)\tp\t\t9\tff\t\ts\tn\tCC0").unwrap();
         assert!(row.is_part() && row.virtual_size.is_none());
         assert_eq!((row.name(), row.driver()), ("b.vmdk", Some("vmdk")));
         assert!(parse("a\tb").is_err());

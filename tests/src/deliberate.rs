@@ -104,7 +104,8 @@ mod tests {
     fn a_lock_holder_is_dropped() {
         let ours = "qemu-img: Failed to get \"write\" lock\nIs another process using the image [x]?\n\
                     It is held by qemu-io (pid 12: qemu-io x)\n";
-        let theirs = "qemu-img: Failed to get \"write\" lock\nIs another process using the image [x]?\n";
+        let theirs =
+            "qemu-img: Failed to get \"write\" lock\nIs another process using the image [x]?\n";
         assert_eq!(rewrite(ours), theirs);
         let inline = "Failed to get \"write\" lock, held by qemu-io (pid 1: x)\n";
         assert_eq!(rewrite(inline), "");

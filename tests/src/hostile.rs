@@ -32,7 +32,11 @@ pub fn expectation(row: &Row) -> Expect {
     let says = |words: &str| note.contains(words);
     if says("refuse at open") || says("-> refuse") || says("qemu refuses") {
         // Where the reference reads the header and fails later, either place is right.
-        return if says("10.0.2: info ok") { Expect::RefusedByConvert } else { Expect::RefusedAtOpen };
+        return if says("10.0.2: info ok") {
+            Expect::RefusedByConvert
+        } else {
+            Expect::RefusedAtOpen
+        };
     }
     if says("must fail or report corruption") {
         return Expect::FailsOrReports;
@@ -65,11 +69,11 @@ pub fn challenge(
     corpus.unpack(row, dir)?;
     let name = row.name();
     close_the_cycle(dir, name)?;
-    let format: Vec<&str> =
-        row.driver().map(|driver| vec!["-f", driver]).unwrap_or_default();
+    let format: Vec<&str> = row.driver().map(|driver| vec!["-f", driver]).unwrap_or_default();
     let mut complaints = Vec::new();
     let mut run = |words: &[&str]| -> Option<End> {
-        let args: Vec<&str> = words[..1].iter().chain(&format).chain(&words[1..]).copied().collect();
+        let args: Vec<&str> =
+            words[..1].iter().chain(&format).chain(&words[1..]).copied().collect();
         let call = Invocation::new(rimg, dir).args(args).time_limit(TIME_LIMIT);
         match call.run() {
             Ok(outcome) => {

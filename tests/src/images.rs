@@ -89,7 +89,7 @@ impl Pair<'_> {
         };
         let format = left_info["format"].as_str().unwrap_or_default();
         let mut found = Vec::new();
-        differ("info", clean_info(left_info.clone()), clean_info(right_info), &mut found);
+        differ("info", &clean_info(left_info.clone()), &clean_info(right_info), &mut found);
         if !found.is_empty() {
             return found;
         }
@@ -103,7 +103,7 @@ impl Pair<'_> {
         if left.end != right.end {
             found.push(format!("check: {} / {}: {}", left.end, right.end, right.err().trim()));
         } else if let (Some(left), Some(right)) = (json(&left), json(&right)) {
-            differ("check", clean_check(left), clean_check(right), &mut found);
+            differ("check", &clean_check(left), &clean_check(right), &mut found);
         }
         let (left, right) = self.both(&["map", "-U", "--output=json", "-f", format]);
         if left.end != right.end {
@@ -111,7 +111,7 @@ impl Pair<'_> {
         } else if let (Some(Value::Array(left)), Some(Value::Array(right))) =
             (json(&left), json(&right))
         {
-            differ("map", merge_entries(left).into(), merge_entries(right).into(), &mut found);
+            differ("map", &merge_entries(left).into(), &merge_entries(right).into(), &mut found);
         }
         found.extend(self.guest_content(format));
         found
@@ -162,10 +162,10 @@ fn json(outcome: &Outcome) -> Option<Value> {
     serde_json::from_slice(&outcome.stdout).ok()
 }
 
-fn differ(what: &str, left: Value, right: Value, found: &mut Vec<String>) {
+fn differ(what: &str, left: &Value, right: &Value, found: &mut Vec<String>) {
     if left != right {
         let pretty = |v: &Value| serde_json::to_string_pretty(v).unwrap_or_default();
-        found.push(format!("{what}:\n{}", diff(&pretty(&left), &pretty(&right))));
+        found.push(format!("{what}:\n{}", diff(&pretty(left), &pretty(right))));
     }
 }
 

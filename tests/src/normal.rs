@@ -148,11 +148,15 @@ fn merge_table(text: &str) -> String {
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let row = match words[..] {
-            [start, length, _, file] => number(start).zip(number(length)).map(|(s, l)| (s, l, file)),
+            [start, length, _, file] => {
+                number(start).zip(number(length)).map(|(s, l)| (s, l, file))
+            }
             _ => None,
         };
         match (row, rows.last_mut()) {
-            (Some((start, length, file)), Some(last)) if last.0 + last.1 == start && last.2 == file => {
+            (Some((start, length, file)), Some(last))
+                if last.0 + last.1 == start && last.2 == file =>
+            {
                 last.1 += length;
             }
             (Some((start, length, file)), _) => rows.push((start, length, file.to_owned())),
@@ -193,7 +197,8 @@ mod tests {
                        {"start":4,"length":4,"depth":0,"data":true,"offset":80}]"#;
         let merged: Value = serde_json::from_str(&without_offsets(json)).unwrap();
         assert_eq!(merged, serde_json::json!([{"start":0,"length":8,"depth":0,"data":true}]));
-        let table = "Offset Length Mapped to File\n0 0x10000 0x50000 a\n0x10000 0x10000 0x90000 a\n";
+        let table =
+            "Offset Length Mapped to File\n0 0x10000 0x50000 a\n0x10000 0x10000 0x90000 a\n";
         assert_eq!(without_offsets(table), "Offset Length Mapped to File\n0x0 0x20000 a\n");
     }
 }

@@ -36,8 +36,6 @@ pub struct Invocation {
     pub env: Vec<(OsString, OsString)>,
     /// The child and its group are killed after this time.
     pub time_limit: Duration,
-    /// Limit on the size of a file the child may write, in bytes.
-    pub file_limit: Option<u64>,
 }
 
 impl Invocation {
@@ -49,7 +47,6 @@ impl Invocation {
             dir: dir.into(),
             env: Vec::new(),
             time_limit: Duration::from_secs(30),
-            file_limit: None,
         }
     }
 
@@ -78,7 +75,7 @@ impl Invocation {
         self
     }
 
-    /// Runs it to its end.
+    /// Runs it to its end. Should this thread die before, the child is killed.
     ///
     /// # Errors
     /// When the program cannot be started or waited for; a failing program is not an error here.
@@ -96,9 +93,7 @@ impl Invocation {
             .stdout(Stdio::from(out.try_clone()?))
             .stderr(Stdio::from(err.try_clone()?))
             .process_group(0);
-        if let Some(bytes) = self.file_limit {
-            limit_file_size(&mut command, bytes);
-        }
+        die_with_us(&mut command);
         let start = Instant::now();
         let child = command.spawn().map_err(|e| {
             io::Error::new(e.kind(), format!("cannot start {}: {e}", self.program.display()))
@@ -111,9 +106,9 @@ impl Invocation {
         }
         let wall = start.elapsed();
         let written = bytes_written(pid);
-        let (end, usage) = reap(pid)?;
-        // The group may hold grandchildren that still write to our files.
+        // Grandchildren may still write to our files. Not reaped yet, so the number is still ours.
         kill_group(pid);
+        let (end, usage) = reap(pid)?;
         Ok(Outcome {
             end: if timed_out { End::TimedOut } else { end },
             stdout: slurp(&mut out)?,
@@ -238,17 +233,13 @@ fn time_of(value: libc::timeval) -> Duration {
         + Duration::from_micros(u64::try_from(value.tv_usec).unwrap_or(0))
 }
 
-fn limit_file_size(command: &mut Command, bytes: u64) {
-    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-    // SAFETY: between fork and exec only setrlimit and signal are called; both are
-    // async-signal-safe, and `limit` is plain data owned by the closure.
+/// The child is killed when the thread that started it, and waits for it, goes away.
+fn die_with_us(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
     unsafe {
-        command.pre_exec(move || {
-            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-            match libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         });
     }
 }

@@ -197,11 +197,7 @@ impl Drop for Holder {
     }
 }
 
-fn judge(
-    scenario: &Scenario,
-    sides: [(&[Option<Outcome>], &Path); 2],
-    verdict: &mut Verdict,
-) {
+fn judge(scenario: &Scenario, sides: [(&[Option<Outcome>], &Path); 2], verdict: &mut Verdict) {
     let [(left, left_dir), (right, right_dir)] = sides;
     for ((line, theirs), ours) in scenario.lines.iter().zip(left).zip(right) {
         let (Some(theirs), Some(ours)) = (theirs, ours) else { continue };
@@ -215,7 +211,12 @@ fn judge(
                 vec![format!("helper: {} / {}: {}{}", theirs.end, ours.end, ours.out(), ours.err())]
             }
             _ if theirs.end != End::Exit(0) => {
-                vec![format!("the table is wrong: {}: {}{}", theirs.end, theirs.out(), theirs.err())]
+                vec![format!(
+                    "the table is wrong: {}: {}{}",
+                    theirs.end,
+                    theirs.out(),
+                    theirs.err()
+                )]
             }
             _ => Vec::new(),
         };

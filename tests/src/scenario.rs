@@ -100,7 +100,8 @@ pub fn load(dir: &Path) -> Result<Vec<Scenario>, String> {
     files.sort();
     let mut all = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let text =
+            std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
         let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         all.extend(parse(&stem, &text)?);
     }
@@ -128,13 +129,14 @@ pub fn parse(stem: &str, text: &str) -> Result<Vec<Scenario>, String> {
             all.push(Scenario { name, lines: Vec::new(), images: Images::Compared });
             continue;
         }
-        let scenario = all.last_mut().ok_or_else(|| format!("{stem}:{number}: no '== name' yet"))?;
+        let scenario =
+            all.last_mut().ok_or_else(|| format!("{stem}:{number}: no '== name' yet"))?;
         if line == "@no-images" {
             scenario.images = Images::Ignored;
         } else {
-            scenario.lines.push(
-                parse_line(number, line).map_err(|why| format!("{stem}:{number}: {why}"))?,
-            );
+            scenario
+                .lines
+                .push(parse_line(number, line).map_err(|why| format!("{stem}:{number}: {why}"))?);
         }
     }
     Ok(all)

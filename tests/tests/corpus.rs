@@ -3,6 +3,8 @@
 //! The images in `testdata/` are always used, those of the shared corpus where it is found
 //! (`$CORPUS`, or `shared/corpus` beside the workspace).
 
+#![allow(clippy::unwrap_used)] // all of it is test code
+
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +47,10 @@ fn hostile_images_are_refused_within_bounds() {
         corpus.rows.iter().filter(|row| row.is_hostile() && !row.is_part()).filter(ours).collect();
     let passwd = std::fs::read("/etc/passwd").unwrap();
     each(&rows, |row, dir| hostile::challenge(&rimg, &corpus, row, &dir));
-    assert!(std::fs::read("/etc/passwd").unwrap() == passwd, "an image has had a foreign file written");
+    assert!(
+        std::fs::read("/etc/passwd").unwrap() == passwd,
+        "an image has had a foreign file written"
+    );
 }
 
 fn convert_all(corpus: &Corpus) {

@@ -1,5 +1,6 @@
 //! Finding the programs: ours and the reference ones.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -93,5 +94,11 @@ pub fn as_qemu_img(program: &Path, dir: &Path) -> Result<(), String> {
 
 /// Says on the terminal that something was not tested, in a form that is easy to find in a log.
 pub fn skip(what: &str, why: &str) {
-    eprintln!("SKIPPED {what}: {why}");
+    say(&format!("SKIPPED {what}: {why}"));
+}
+
+/// A line for the person who runs the tests, also when they pass: the test harness keeps what the print
+/// macros write, so this goes to standard error itself.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -85,6 +85,6 @@ fn each(rows: &[&Row], job: impl Fn(&Row, PathBuf) -> Result<Vec<String>, String
     let complaints = complaints.into_inner().unwrap();
     let bad: std::collections::BTreeSet<_> =
         complaints.iter().filter_map(|line| line.split(": ").next()).collect();
-    println!("{} of {} images behave", rows.len() - bad.len(), rows.len());
+    tools::say(&format!("{} of {} images behave", rows.len() - bad.len(), rows.len()));
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }

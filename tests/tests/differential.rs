@@ -52,10 +52,10 @@ fn command_lines_agree_with_qemu_img() {
             println!("{:7.2} s  {name}", took.as_secs_f64());
         }
     }
-    println!("reference: {version}");
-    println!("{clean} of {} scenarios are clean", verdicts.len());
-    println!("{files_agreed} of {files} files left behind agree");
-    println!("{agreed} of {lines} command lines agree");
+    tools::say(&format!("reference: {version}"));
+    tools::say(&format!("{clean} of {} scenarios are clean", verdicts.len()));
+    tools::say(&format!("{files_agreed} of {files} files left behind agree"));
+    tools::say(&format!("{agreed} of {lines} command lines agree"));
     if only.is_none() {
         assert!(lines >= LEAST, "the case tables hold {lines} command lines, {LEAST} are promised");
     }

@@ -22,5 +22,5 @@ fn every_dependency_has_terms_we_can_take() {
         .map(|p| format!("{}: {}", p.name, p.licence.as_deref().unwrap_or("no licence stated")))
         .collect();
     assert!(bad.is_empty(), "\n{}", bad.join("\n"));
-    println!("{} packages, all on terms we can take", packages.len());
+    tools::say(&format!("{} packages, all on terms we can take", packages.len()));
 }

@@ -5,7 +5,7 @@ use crate::process::Cost;
 use serde_json::{Value, json};
 
 /// Less than this is the output on the terminal, not an image.
-const LEAST_WRITTEN: f64 = 65536.0;
+const LEAST_WRITTEN: f64 = 1_048_576.0;
 
 /// Median; of an even number the mean of the middle two.
 #[must_use]
@@ -151,7 +151,7 @@ mod tests {
             wall: Duration::from_millis(millis),
             user: Duration::from_millis(millis),
             peak_rss: 1024,
-            written: Some(written << 20),
+            written: Some(written << 24),
             ..Cost::default()
         };
         let round =

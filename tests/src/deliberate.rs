@@ -25,6 +25,11 @@ pub const DIFFERENCES: &[Difference] = &[
         by: "",
     },
     Difference {
+        why: "Our messages about damaged or foreign images say where in the file the fault is.",
+        pattern: r" ?\(at (?:byte |offset )(?:0x[0-9a-f]+|\d+)\)",
+        by: "",
+    },
+    Difference {
         why: "Lines that begin with 'hint:' say what to do about an error; the reference tool has none \
               of its own for these.",
         pattern: r"(?m)^(?:qemu-img: )?hint: [^\n]*\n?",

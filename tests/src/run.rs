@@ -38,6 +38,8 @@ pub struct Verdict {
     pub lines: usize,
     /// Of these, the ones that agree.
     pub agreed: usize,
+    /// The subcommand of each line, and whether it agrees.
+    pub commands: Vec<(String, bool)>,
     /// Files compared afterwards.
     pub files: usize,
     /// Of these, the ones that agree.
@@ -220,13 +222,29 @@ fn judge(scenario: &Scenario, sides: [(&[Option<Outcome>], &Path); 2], verdict: 
             }
             _ => Vec::new(),
         };
+        if matches!(line.action, Action::Image(_)) {
+            let word = line.text.split_whitespace().next().unwrap_or("(none)");
+            verdict.commands.push((word.to_owned(), complaints.is_empty()));
+            verdict.agreed += usize::from(complaints.is_empty());
+        }
         if !complaints.is_empty() {
             verdict.complaints.push(format!("{}: {}", line.number, command(line)));
             verdict.complaints.extend(complaints.iter().map(|c| indent(c)));
-        } else if matches!(line.action, Action::Image(_)) {
-            verdict.agreed += 1;
         }
     }
+}
+
+/// How many lines of each subcommand agree: `create 12 of 13`, in the order of names.
+#[must_use]
+pub fn by_command(verdicts: &[Verdict]) -> Vec<String> {
+    let mut counts = std::collections::BTreeMap::<&str, (usize, usize)>::new();
+    for (word, agrees) in verdicts.iter().flat_map(|verdict| &verdict.commands) {
+        let word = if word.starts_with('-') { "(options)" } else { word };
+        let count = counts.entry(word).or_default();
+        count.0 += usize::from(*agrees);
+        count.1 += 1;
+    }
+    counts.iter().map(|(word, (agreed, all))| format!("{word} {agreed} of {all}")).collect()
 }
 
 fn command(line: &Line) -> String {
@@ -298,12 +316,25 @@ pub fn diff(left: &str, right: &str) -> String {
     let mut out = Vec::new();
     for (sign, lines) in [('-', &left), ('+', &right)] {
         let changed = &lines[head..lines.len() - tail];
-        out.extend(changed.iter().take(8).map(|line| format!("{sign}{}", line.escape_debug())));
+        out.extend(changed.iter().take(8).map(|line| format!("{sign}{}", visible(line))));
         if changed.len() > 8 {
             out.push(format!("{sign}… {} more lines", changed.len() - 8));
         }
     }
     if out.is_empty() { "(line ends differ)".to_owned() } else { out.join("\n") }
+}
+
+/// Control characters escaped, everything else as it is.
+fn visible(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    for c in line.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! directories, `SUITE_JOBS=n` sets the number of threads, `SUITE_TIMES=1` lists the slowest scenarios.
 
 use std::path::Path;
-use suite::run::{Bench, run_all};
+use suite::run::{Bench, by_command, run_all};
 use suite::{scenario, tools};
 
 /// The issue asks for 300; fewer than this and a table has been lost.
@@ -53,6 +53,7 @@ fn command_lines_agree_with_qemu_img() {
         }
     }
     tools::say(&format!("reference: {version}"));
+    tools::say(&by_command(&verdicts).join(", "));
     tools::say(&format!("{clean} of {} scenarios are clean", verdicts.len()));
     tools::say(&format!("{files_agreed} of {files} files left behind agree"));
     tools::say(&format!("{agreed} of {lines} command lines agree"));

@@ -31,6 +31,7 @@
 pub mod info;
 pub mod options;
 pub mod raw;
+pub mod vmdk;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -224,6 +225,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// The file below, if the image names one.
     fn backing(&self) -> Option<BackingRef> {
         None
+    }
+
+    /// Refuses a file below that is not the one this image was made on (VMDK's content ids). Called
+    /// before bytes of `below` are used; cheap once it said yes.
+    fn check_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
     }
 
     /// Where the bytes at `at` are; looks at no more than `len` (> 0) bytes. `at + len` must lie
@@ -567,7 +574,7 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver]
+    &[&raw::RawDriver, &vmdk::VmdkDriver]
 }
 
 /// The driver of that name.

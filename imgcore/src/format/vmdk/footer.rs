@@ -17,7 +17,7 @@ use crate::{Error, Result};
 pub(super) fn find(storage: &Arc<dyn Storage>, header: &SparseHeader) -> Result<SparseHeader> {
     let len = storage.len()?;
     if let Some(at) = len.checked_sub(3 * SECTOR)
-        && let Some(footer) = at_marker(&**storage, at)?
+        && let Some(footer) = at_marker(&**storage, at, len)?
     {
         return Ok(footer);
     }
@@ -30,7 +30,11 @@ pub(super) fn find(storage: &Arc<dyn Storage>, header: &SparseHeader) -> Result<
 }
 
 /// The footer, if a footer marker, a footer and an end-of-stream marker are at `at`.
-fn at_marker(storage: &dyn Storage, at: u64) -> Result<Option<SparseHeader>> {
+fn at_marker(storage: &dyn Storage, at: u64, len: u64) -> Result<Option<SparseHeader>> {
+    if at.checked_add(3 * SECTOR).is_none_or(|end| end > len) {
+        // What is beyond the file would read as an end-of-stream marker.
+        return Ok(None);
+    }
     let mut bytes = [0; 3 * 512];
     storage.read_at(at, &mut bytes)?;
     let (marker, rest) = bytes.split_at(512);
@@ -70,7 +74,7 @@ fn walk(storage: &dyn Storage, header: &SparseHeader, len: u64) -> Result<Option
         }
         let kind = u32::from_le_bytes([kind[0], kind[1], kind[2], kind[3]]);
         match kind {
-            layout::MARKER_FOOTER => return at_marker(storage, at),
+            layout::MARKER_FOOTER => return at_marker(storage, at, len),
             layout::MARKER_GT | layout::MARKER_GD => {
                 let sectors = marker.lba.get().saturating_add(1);
                 at = at.saturating_add(sectors.saturating_mul(SECTOR));

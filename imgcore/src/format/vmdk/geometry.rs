@@ -140,7 +140,8 @@ pub(super) fn hosted(storage: &Arc<dyn Storage>) -> Result<Geometry> {
             .filter(|&b| i64::try_from(b).is_ok())
             .ok_or_else(|| damaged(name, field, format!("{what} is too large ({sectors} sectors)")))
     };
-    let capacity = bytes(header.capacity.get(), 12, "Capacity")?;
+    let too_big = || at(name, 12, Error::new(ErrorKind::TooLarge, "L1 size too big"));
+    let capacity = bytes(header.capacity.get(), 12, "Capacity").map_err(|_| too_big())?;
     let redundant = flags & layout::FLAG_REDUNDANT != 0 && header.rgd_offset.get() != 0;
     let descriptor = match (first.descriptor_offset.get(), first.descriptor_size.get()) {
         (0, _) | (_, 0) => None,

@@ -7,6 +7,7 @@ use super::descriptor::{Descriptor, ExtentAccess, ExtentKind};
 use super::geometry::Geometry;
 use super::grain::{self, GrainCache, Packed};
 use super::layout::SECTOR;
+use super::staging::{STAGING, Staging};
 use super::stream::Stream;
 use super::tables::{Cache, Directory, Entry, Key, decode};
 use crate::format::{self as contract, Access, Mapping, StorageId};
@@ -68,6 +69,9 @@ pub(super) struct VmdkImage {
     pub cid_renewed: AtomicBool,
     pub parent_checked: AtomicBool,
     pub grains: GrainCache,
+    /// Where plain writes to a stream wait; twice, because the contract hands out the trait object.
+    pub staging: Arc<Staging>,
+    pub staging_storage: Arc<dyn Storage>,
 }
 
 /// A sparse extent with everything needed to work on it.
@@ -113,6 +117,14 @@ impl VmdkImage {
 
     pub(super) fn write_tables(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The storage of that id; the image file stands in for ids that this image never gave.
+    pub(super) fn storage_of(&self, id: StorageId) -> &Arc<dyn Storage> {
+        if id == STAGING {
+            return &self.staging_storage;
+        }
+        self.storages.get(small(u64::from(id.0))).unwrap_or(&self.storages[0])
     }
 
     /// The extent that holds a guest byte, and the byte's offset in it.

@@ -46,6 +46,7 @@ mod image;
 mod layout;
 mod open;
 mod probe;
+mod staging;
 mod stream;
 mod tables;
 mod text;
@@ -64,11 +65,12 @@ use super::{
     Granularity, Image, ImageInfo, Level, OpenContext, OptionKind, OptionSpec, Repair,
     SpecificInfo, StorageId, Watcher, ZeroSpace, info,
 };
-use crate::num::{GuestOffset, small};
+use crate::num::GuestOffset;
 use crate::storage::Storage;
 use crate::{Error, Result};
 use descriptor::ExtentKind;
 use image::{Body, VmdkImage};
+use staging::STAGING;
 
 /// The driver.
 pub struct VmdkDriver;
@@ -241,8 +243,7 @@ impl Image for VmdkImage {
     }
 
     fn storage(&self, id: StorageId) -> &Arc<dyn Storage> {
-        // Ids come from this image; the image file stands in for anything else.
-        self.storages.get(small(u64::from(id.0))).unwrap_or(&self.storages[0])
+        self.storage_of(id)
     }
 
     fn storages(&self) -> Vec<&Arc<dyn Storage>> {
@@ -286,7 +287,7 @@ impl Image for VmdkImage {
     }
 
     fn prepare_write(&self, at: GuestOffset, len: u64) -> Result<Grant> {
-        self.grant(at.0, len)
+        if self.compressed() { self.grant_staged(at.0, len) } else { self.grant(at.0, len) }
     }
 
     fn prepare_encoded(&self, at: GuestOffset, encoded_len: u64) -> Result<Grant> {
@@ -294,14 +295,18 @@ impl Image for VmdkImage {
     }
 
     fn commit_write(&self, grant: Grant) -> Result<()> {
-        if self.compressed() { self.link_packed(&grant) } else { self.link(&grant) }
+        match (grant.storage, self.compressed()) {
+            (STAGING, _) => self.append_staged(&grant),
+            (_, true) => self.link_packed(&grant),
+            (_, false) => self.link(&grant),
+        }
     }
 
     fn abort_write(&self, grant: Grant) {
-        if self.compressed() {
-            self.give_back_packed(&grant);
-        } else {
-            self.give_back(&grant);
+        match (grant.storage, self.compressed()) {
+            (STAGING, _) => self.drop_staged(&grant),
+            (_, true) => self.give_back_packed(&grant),
+            (_, false) => self.give_back(&grant),
         }
     }
 

@@ -8,6 +8,7 @@ use super::geometry::{self, Geometry, TableKind};
 use super::grain::GrainCache;
 use super::image::{Body, Extent, Tables, VmdkImage};
 use super::layout::{self, SECTOR};
+use super::staging::Staging;
 use super::stream::Stream;
 use super::tables::{Cache, Directory};
 use crate::format::{Access, OpenContext, StorageId};
@@ -125,7 +126,7 @@ fn open_text(cx: &OpenContext<'_>, offset: Option<u64>, size: u64) -> Result<Vmd
     let mut start = 0;
     for line in lines {
         let len = line.len;
-        extents.push(open_extent(cx, line, start, &mut storages)?);
+        extents.push(open_extent(cx, &line, start, &mut storages)?);
         start += len;
     }
     build(cx, storages, extents, parsed, offset.map(|o| (o, size)))
@@ -133,7 +134,7 @@ fn open_text(cx: &OpenContext<'_>, offset: Option<u64>, size: u64) -> Result<Vmd
 
 fn open_extent(
     cx: &OpenContext<'_>,
-    line: ExtentLine,
+    line: &ExtentLine,
     start: u64,
     storages: &mut Vec<Arc<dyn Storage>>,
 ) -> Result<Extent> {
@@ -165,7 +166,7 @@ fn open_extent(
             }
             Body::Flat { id: StorageId(id), offset: line.offset }
         }
-        _ => Body::Sparse { id: StorageId(id), geometry: extent_geometry(cx, &line, &storage)? },
+        _ => Body::Sparse { id: StorageId(id), geometry: extent_geometry(cx, line, &storage)? },
     };
     storages.push(storage);
     Ok(make(body))
@@ -230,7 +231,11 @@ fn build(
     if cx.access == Access::Write {
         tables.stream = stream(&extents, &tables)?;
     }
+    let staging = Staging::new(cx.storage.name());
+    let staging_storage = Arc::<Staging>::clone(&staging);
     Ok(VmdkImage {
+        staging,
+        staging_storage,
         storages,
         extents,
         size,

@@ -59,6 +59,14 @@ fn marked(kind: u32, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Error for a grain that is written a second time.
+pub(super) fn allocated(sparse: Sparse<'_>, at: u64) -> Error {
+    Error::errno(libc::EIO)
+        .context("Could not write to allocated cluster for streamOptimized")
+        .at_path(sparse.storage.name())
+        .at_offset(at)
+}
+
 impl VmdkImage {
     /// Grants a place for a packed grain.
     pub(super) fn grant_packed(&self, at: u64, encoded_len: u64) -> Result<Grant> {
@@ -76,10 +84,7 @@ impl VmdkImage {
         self.open_table(&mut tables, sparse, key)?;
         let table = load_into(&mut tables, sparse, key)?;
         if table.get(sparse.slot(offset)).is_none_or(|&e| e != Entry::NONE) {
-            return Err(Error::errno(libc::EIO)
-                .context("Could not write to allocated cluster for streamOptimized")
-                .at_path(sparse.storage.name())
-                .at_offset(at));
+            return Err(allocated(sparse, at));
         }
         let dir = &mut tables.dirs[small(u64::from(sparse.number))];
         let place = dir.next_free;

@@ -40,12 +40,6 @@ impl VmdkImage {
     pub(super) fn grant(&self, at: u64, len: u64) -> Result<Grant> {
         let (sparse, offset) = self.writable_sparse(at)?;
         let g = sparse.geometry;
-        if g.compressed() {
-            return Err(Error::unsupported(
-                "a streamOptimized image takes only whole compressed grains, each once",
-            )
-            .at_offset(at));
-        }
         let key = sparse.key(offset)?;
         let mut tables = self.write_tables();
         ensure_table(&mut tables, sparse, key)?;

@@ -250,3 +250,22 @@ fn mapping_runs_are_long() {
     let rest = image.map(GuestOffset(9 << 20), 55 << 20).unwrap();
     assert_eq!(rest.len, 23 << 20, "to the end of the table");
 }
+
+/// Plain writes of whole grains are packed on the way; others are refused, as QEMU does.
+#[test]
+fn plain_writes_to_a_stream() {
+    let dir = Dir::new();
+    let size = (1 << 20) + 4096;
+    dir.create(size, &[("subformat", "streamOptimized")]).unwrap();
+    let node = dir.node(Access::Write);
+    let bytes = pattern(3 * 65536, 4);
+    node.write(65536, &bytes).unwrap();
+    node.write(1 << 20, &bytes[..4096]).unwrap();
+    assert_eq!(node.write(65536, &bytes).unwrap_err().raw_errno(), Some(libc::EIO));
+    assert_eq!(node.write(0, &bytes[..512]).unwrap_err().raw_errno(), Some(libc::EINVAL));
+    node.close().unwrap();
+    let all = content(&dir.node(Access::Read));
+    assert!(all[65536..4 * 65536] == bytes && all[1 << 20..] == bytes[..4096]);
+    super::oracle::check_clean(&dir);
+    super::oracle::same_content(&dir, &all);
+}

@@ -2,7 +2,10 @@
 
 use super::gate::Policy;
 use crate::format::{Access, SnapshotSelector};
+use crate::opts::filename::{self, Filename};
+use crate::opts::spec::{self, BackingSpec, ImageSpec};
 use crate::storage::CacheMode;
+use crate::{Error, Result};
 
 /// Where the file below an image comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct OpenRequest {
     pub backing: BackingChoice,
     /// An external data file given explicitly.
     pub data_file: Option<Box<OpenRequest>>,
+    /// The part of the file in which the image lies: where it begins, and how long it is.
+    pub window: Option<(u64, Option<u64>)>,
     /// Options of the driver (`offset`, `size`, `lazy-refcounts`, ...), flattened and as text.
     pub options: Vec<(String, String)>,
     /// Cache mode of this node, where it differs from the command's.
@@ -66,6 +71,32 @@ pub struct OpenRequest {
 }
 
 impl OpenRequest {
+    /// What the user wrote as a file name: a path, or a description behind `json:`.
+    pub fn parse(name: &str, driver: Option<&str>) -> Result<Self> {
+        match filename::parse(name).map_err(|e| refused(name, e.into()))? {
+            Filename::Path(path) => {
+                let mut request = OpenRequest::file(path).with_driver(driver);
+                request.shown = (request.filename != name).then(|| name.to_owned());
+                Ok(request)
+            }
+            Filename::Protocol { driver, .. } => Err(refused(
+                name,
+                Error::unsupported(format!("Protocol '{driver}' is not supported"))
+                    .hint("Copy the image to a file first, or attach it as a block device"),
+            )),
+            Filename::Json(spec) => {
+                let mut request = OpenRequest::from_spec(&spec, name)?;
+                request.driver = request.driver.or_else(|| driver.map(str::to_owned));
+                Ok(request)
+            }
+        }
+    }
+
+    /// The tree of `--image-opts` or `json:`; `shown` is what the user wrote.
+    pub fn from_spec(spec: &ImageSpec, shown: &str) -> Result<Self> {
+        from_spec(spec, Some(shown)).map_err(|e| refused(shown, e))
+    }
+
     /// A file by its name, driver probed.
     pub fn file(filename: impl Into<String>) -> Self {
         OpenRequest { filename: filename.into(), ..OpenRequest::default() }
@@ -110,6 +141,8 @@ pub enum Purpose {
     /// Reading and writing guest data.
     #[default]
     Data,
+    /// Reading all of it, while nobody writes.
+    Source,
     /// Looking at the header: a missing external data file is no error.
     Header,
     /// Checking: damage must not keep it from being opened, nothing is repaired on the way.
@@ -135,6 +168,9 @@ pub struct OpenOptions {
     pub purpose: Purpose,
     /// Which names inside images are followed.
     pub policy: Policy,
+    /// An image further down that is opened with the same access as the top, by number of links
+    /// (`commit` writes into it).
+    pub also_writable: Option<usize>,
 }
 
 impl OpenOptions {
@@ -143,5 +179,82 @@ impl OpenOptions {
     pub fn writable(mut self) -> Self {
         self.access = Access::Write;
         self
+    }
+}
+
+fn refused(name: &str, error: Error) -> Error {
+    error.context(format!("Could not open '{name}'"))
+}
+
+/// Walks down the tree of formats to the file.
+fn from_spec(spec: &ImageSpec, shown: Option<&str>) -> Result<OpenRequest> {
+    let mut request = OpenRequest {
+        shown: shown.map(str::to_owned),
+        driver: spec.driver.clone(),
+        read_only: spec.read_only,
+        options: spec.other.clone(),
+        discard: spec.discard.map(|on| if on { Discard::Unmap } else { Discard::Ignore }),
+        detect_zeroes: match spec.detect_zeroes {
+            None | Some(spec::DetectZeroes::Off) => DetectZeroes::Off,
+            Some(spec::DetectZeroes::On) => DetectZeroes::On,
+            Some(spec::DetectZeroes::Unmap) => DetectZeroes::Unmap,
+        },
+        sharing: spec.force_share.map(|on| if on { Sharing::Force } else { Sharing::Locked }),
+        cache: cache_of(spec),
+        ..OpenRequest::default()
+    };
+    if let Some(offset) = spec.offset.or(spec.size.map(|_| 0)) {
+        request.window = Some((offset, spec.size));
+    }
+    request.backing = match &spec.backing {
+        BackingSpec::FromImage => BackingChoice::Recorded,
+        BackingSpec::None => BackingChoice::Nothing,
+        BackingSpec::Spec(lower) => BackingChoice::Given(Box::new(from_spec(lower, None)?)),
+    };
+    if let Some(data) = &spec.data_file {
+        request.data_file = Some(Box::new(from_spec(data, None)?));
+    }
+    match (&spec.file, &spec.filename) {
+        (Some(file), _) => lower_file(&mut request, file)?,
+        (None, Some(name)) => request.filename.clone_from(name),
+        (None, None) => {
+            return Err(Error::invalid("A block device must be specified for \"file\""));
+        }
+    }
+    Ok(request)
+}
+
+/// Takes over what the tree says about the file below a format.
+fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
+    let lower = from_spec(file, None)?;
+    match lower.driver.as_deref() {
+        None | Some("file" | "host_device") => {}
+        Some("raw") if request.window.is_none() => request.window = lower.window,
+        Some(driver) if spec::is_format(driver) => {
+            return Err(Error::unsupported(format!(
+                "an image inside a '{driver}' image cannot be opened"
+            ))
+            .hint("Convert the outer image to raw first"));
+        }
+        Some(driver) => {
+            return Err(Error::unsupported(format!("Protocol '{driver}' is not supported")));
+        }
+    }
+    request.filename = lower.filename;
+    request.cache = request.cache.or(lower.cache);
+    request.sharing = request.sharing.or(lower.sharing);
+    request.read_only = request.read_only.or(lower.read_only);
+    if file.locking == Some(spec::Locking::Off) {
+        request.sharing = Some(Sharing::Force);
+    }
+    Ok(())
+}
+
+fn cache_of(spec: &ImageSpec) -> Option<CacheMode> {
+    match (spec.cache_no_flush, spec.cache_direct) {
+        (Some(true), _) => Some(CacheMode::Unsafe),
+        (_, Some(true)) => Some(CacheMode::None),
+        (_, Some(false)) | (Some(false), _) => Some(CacheMode::Writeback),
+        (None, None) => None,
     }
 }

@@ -158,3 +158,22 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 }
+
+/// Reserves space for a range without changing what it reads as; only for ranges that hold no data
+/// (`Full` writes zeroes).
+pub fn reserve(storage: &dyn Storage, offset: u64, len: u64, how: Preallocation) -> Result<()> {
+    match how {
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => storage.write_zeroes(offset, len, ZeroMode::KeepAllocated),
+        Preallocation::Full => {
+            let zeroes = vec![0u8; crate::num::small(len.min(1 << 20))];
+            let mut done = 0;
+            while done < len {
+                let n = crate::num::small((len - done).min(crate::num::len_u64(zeroes.len())));
+                storage.write_at(offset + done, &zeroes[..n])?;
+                done += crate::num::len_u64(n);
+            }
+            Ok(())
+        }
+    }
+}

@@ -3,7 +3,8 @@
 mod options;
 
 pub use options::{
-    Bitmaps, Compress, ConvertOptions, ConvertReport, Offload, OnReadError, Overwrite, Target,
+    Bitmaps, Compress, ConvertOptions, ConvertReport, Durability, Offload, OnReadError, Overwrite,
+    Target,
 };
 
 use super::Job;

@@ -3,6 +3,7 @@
 use super::super::ImageArg;
 use crate::format::{Level, SnapshotSelector};
 use crate::graph::open::{OpenRequest, Sharing};
+pub use crate::graph::output::{Durability, Overwrite};
 use crate::storage::CacheMode;
 
 /// Where the result goes.
@@ -70,16 +71,6 @@ pub enum Compress {
     Yes(Level),
 }
 
-/// Whether a file that exists may be replaced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Overwrite {
-    /// Yes, as qemu-img does.
-    #[default]
-    Allow,
-    /// Only if it is empty.
-    Refuse,
-}
-
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
@@ -113,6 +104,8 @@ pub struct ConvertOptions {
     pub offload: Offload,
     /// Whether a file that exists may be replaced.
     pub overwrite: Overwrite,
+    /// Whether a new target is on disk before it gets its name.
+    pub durability: Durability,
 }
 
 impl ConvertOptions {
@@ -134,6 +127,7 @@ impl ConvertOptions {
             threads: 0,
             offload: Offload::Share,
             overwrite: Overwrite::Allow,
+            durability: Durability::Synced,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use imgcore::opts::OptError;
 
+use crate::session::Session;
+
 /// What goes wrong between the command line and the result.
 #[derive(Debug)]
 pub struct Failure {
@@ -85,12 +87,12 @@ impl Failure {
     }
 
     /// All of it, as it goes to stderr.
-    pub fn render(&self, program: &str) -> String {
+    pub fn render(&self, session: &Session) -> String {
+        let (program, called) = (&session.program, &session.called);
         let mut text = match self.kind {
             Kind::Silent => return String::new(),
-            Kind::Option(command) if !command.is_empty() => {
-                format!("{program} {command}: {}\n", self.message)
-            }
+            Kind::Option("") => format!("{called}: {}\n", self.message),
+            Kind::Option(command) => format!("{called} {command}: {}\n", self.message),
             _ => format!("{program}: {}\n", self.message),
         };
         for message in &self.more {
@@ -102,7 +104,7 @@ impl Failure {
         }
         if let Kind::Option(command) | Kind::Usage(command) = self.kind {
             let space = if command.is_empty() { "" } else { " " };
-            text.push_str(&format!("Try '{program}{space}{command} --help' for more info\n"));
+            text.push_str(&format!("Try '{called}{space}{command} --help' for more info\n"));
         }
         text
     }
@@ -142,22 +144,22 @@ mod tests {
     fn rendering() {
         let f = Failure::usage("info", "Expecting one image file name");
         assert_eq!(
-            f.render("qemu-img"),
+            f.render(&Session::new("qemu-img")),
             "qemu-img: Expecting one image file name\nTry 'qemu-img info --help' for more info\n"
         );
         let f = Failure::option("info", "invalid option -- 'Z'");
         assert_eq!(
-            f.render("rimg"),
+            f.render(&Session::new("/usr/bin/rimg")),
             "rimg info: invalid option -- 'Z'\nTry 'rimg info --help' for more info\n"
         );
         let f = Failure::usage("", "Not enough arguments");
         assert_eq!(
-            f.render("qemu-img"),
+            f.render(&Session::new("qemu-img")),
             "qemu-img: Not enough arguments\nTry 'qemu-img --help' for more info\n"
         );
         let f = Failure::new("a").and("b");
-        assert_eq!(f.render("x"), "x: a\nx: b\n");
-        assert_eq!(Failure::silent(3).render("x"), "");
+        assert_eq!(f.render(&Session::new("rimg")), "rimg: a\nrimg: b\n");
+        assert_eq!(Failure::silent(3).render(&Session::new("rimg")), "");
     }
 
     #[test]

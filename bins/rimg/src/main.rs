@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn end(session: &Session, failure: &Failure) -> ExitCode {
-    eprint!("{}", failure.render(&session.program));
+    eprint!("{}", failure.render(session));
     ExitCode::from(failure.code())
 }
 

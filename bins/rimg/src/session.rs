@@ -7,6 +7,8 @@ use std::path::Path;
 pub struct Session {
     /// The name in messages.
     pub program: String,
+    /// The name in advice and in complaints about options: as qemu-img it is the whole of `argv[0]`.
+    pub called: String,
     /// Called as qemu-img: then it does what qemu-img does, also where that is careless
     /// (overwriting files, following every name in an image).
     pub as_qemu_img: bool,
@@ -17,7 +19,8 @@ impl Session {
     pub fn new(argv0: &str) -> Self {
         let as_qemu_img = Path::new(argv0).file_name().is_some_and(|n| n == "qemu-img");
         let program = if as_qemu_img { "qemu-img" } else { "rimg" };
-        Session { program: program.to_owned(), as_qemu_img }
+        let called = if as_qemu_img { argv0 } else { program };
+        Session { program: program.to_owned(), called: called.to_owned(), as_qemu_img }
     }
 }
 
@@ -27,7 +30,9 @@ mod tests {
 
     #[test]
     fn names() {
-        assert!(Session::new("/usr/bin/qemu-img").as_qemu_img);
+        let s = Session::new("/usr/bin/qemu-img");
+        assert!(s.as_qemu_img);
+        assert_eq!((s.program.as_str(), s.called.as_str()), ("qemu-img", "/usr/bin/qemu-img"));
         assert_eq!(Session::new("./rimg-0.1").program, "rimg");
         assert_eq!(Session::new("").program, "rimg");
     }

@@ -34,7 +34,7 @@ pub fn one(command: &'static Command) -> Clap {
     let mut clap = Clap::new(command.name)
         .about(command.about)
         .long_about(format!("{}.\n\n{}", command.about, squeeze(command.details)))
-        .after_long_help(after(command))
+        .after_help(after(command))
         .disable_help_flag(true)
         .disable_version_flag(true);
     for opt in command.opts {
@@ -65,7 +65,7 @@ fn option(opt: &'static Opt) -> Arg {
         arg = arg.long(*long).aliases(opt.also.iter().copied().filter(|a| a != long));
     }
     match opt.arg {
-        None => arg.action(ArgAction::Count),
+        None => arg.action(ArgAction::SetTrue),
         Some(name) => {
             arg = arg.value_name(name).action(ArgAction::Append);
             if !opt.values.is_empty() {
@@ -86,6 +86,9 @@ fn after(command: &Command) -> String {
     let mut text = String::from("Examples:\n");
     for (line, what) in command.examples {
         text.push_str(&format!("  {line}\n      {what}\n"));
+    }
+    if let Some(formats) = command.opts.iter().find(|o| o.arg == Some("FMT")) {
+        text.push_str(&format!("\nFormats (FMT): {}\n", formats.values.join(", ")));
     }
     text.push_str("\nExit codes:\n");
     let usual: &[(&str, &str)] = &[("0", "Done"), ("1", "Failed; the reason is on stderr")];

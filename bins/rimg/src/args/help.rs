@@ -6,10 +6,12 @@ use super::table::Command;
 
 /// The help of one command; only that command's clap tree is built.
 pub fn command(program: &str, command: &'static Command) -> String {
-    // clap wants names that live as long as the program; there is one such call in a run.
-    let shown = format!("{program} {}", command.name);
-    let mut clap = clap_command::one(command).bin_name(shown);
-    clap.render_long_help().to_string().replace("  rimg ", &format!("  {program} "))
+    let mut clap = clap_command::one(command).bin_name(format!("{program} {}", command.name));
+    // The short layout (two columns) with the long text.
+    if let Some(text) = clap.get_long_about().cloned() {
+        clap = clap.about(text);
+    }
+    clap.render_help().to_string().replace("  rimg ", &format!("  {program} "))
 }
 
 /// The help of the whole program.
@@ -19,10 +21,10 @@ pub fn program(program: &str) -> String {
          Usage: {program} [OPTIONS] COMMAND [--help | ARGUMENTS]\n\nCommands:\n"
     );
     for c in COMMANDS {
-        text.push_str(&format!("  {:<10} {}\n", c.name, c.about));
+        text.push_str(&format!("  {:<12} {}\n", c.name, c.about));
     }
     text.push_str(&format!(
-        "  {:<10} Print a completion script for bash, zsh or fish\n  {:<10} Print a man page\n",
+        "  {:<12} Print a completion script for bash, zsh or fish\n  {:<12} Print a man page\n",
         "completions", "man"
     ));
     text.push_str(

@@ -71,7 +71,7 @@ impl Policy {
 
     /// What holds below an image that the user named: its own folder too.
     #[must_use]
-    pub(super) fn below(&self, image: &str) -> Policy {
+    pub(crate) fn below(&self, image: &str) -> Policy {
         let mut policy = self.clone();
         let path = Path::new(image);
         policy.folders.extend(folder_of(path).canonicalize());

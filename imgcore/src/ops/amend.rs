@@ -1,6 +1,8 @@
 //! `amend`: changing options of an existing image.
 
 use super::{ImageArg, Job};
+use crate::format::{self, CreateOptions};
+use crate::graph::open::Depth;
 use crate::{Error, Result};
 
 /// Whether dangerous changes are meant.
@@ -25,6 +27,18 @@ pub struct AmendOptions {
 }
 
 /// Changes options of an image.
-pub fn amend(_options: &AmendOptions, _job: &Job<'_>) -> Result<()> {
-    Err(Error::unsupported("not yet"))
+pub fn amend(options: &AmendOptions, job: &Job<'_>) -> Result<()> {
+    let mut how = options.image.options(job).writable();
+    how.depth = Depth::Chain;
+    let node = options.image.open(job, &how)?;
+    let name = node.image().format_name();
+    let table = format::driver(name).map_or(&[][..], format::Driver::amend_options);
+    if table.is_empty() {
+        return Err(Error::unsupported(format!(
+            "Format driver '{name}' does not support option amendment"
+        )));
+    }
+    let wishes = CreateOptions::parse(table, &options.options)?;
+    node.image().amend(&wishes, options.force == Force::Yes, job.watcher)?;
+    node.close()
 }

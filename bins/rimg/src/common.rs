@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use imgcore::graph::open::{OpenRequest, Policy, Sharing};
 use imgcore::ops::convert::Overwrite;
 use imgcore::ops::{ImageArg, Job};
+use imgcore::opts::ImageSpec;
 use imgcore::opts::secret::{self, Secrets};
 use imgcore::storage::CacheMode;
 
 use crate::args::getopt::Given;
 use crate::args::{self, help};
 use crate::failure::Failure;
-use crate::image_arg;
 use crate::output::{self, Output};
-use crate::progress::{Mode, Notes, Reporter};
+use crate::progress::{Mode, Reporter};
 use crate::session::Session;
 
 /// What these options say.
@@ -149,14 +149,22 @@ impl<'a> Common<'a> {
 
     fn request(&self, name: &str, format: Option<&str>) -> Result<OpenRequest, Failure> {
         if !self.image_opts {
-            return image_arg::from_name(name, format);
+            return Ok(OpenRequest::parse(name, format)?);
         }
-        let (mut request, spec) = image_arg::from_options(name)?;
+        self.specification(name)
+    }
+
+    /// A complete image specification.
+    pub fn specification(&self, text: &str) -> Result<OpenRequest, Failure> {
+        let spec = ImageSpec::from_options(text)
+            .map_err(|e| Failure::from(e).prefix(&format!("Could not open '{text}'")))?;
+        for warning in &spec.warnings {
+            eprintln!("{}: warning: {warning}", self.session.program);
+        }
         if self.force_share && spec.force_share == Some(false) {
             return Err(Failure::new("--force-share/-U conflicts with image options"));
         }
-        request.shown = Some(name.to_owned());
-        Ok(request)
+        Ok(OpenRequest::from_spec(&spec, text)?)
     }
 
     /// `-U`.
@@ -187,15 +195,10 @@ impl<'a> Common<'a> {
         }
     }
 
-    /// Watches a job; its notes go to stderr.
-    pub fn reporter(&self) -> Reporter {
-        self.reporter_with(Notes::Stderr)
-    }
-
     /// Watches a job. `-q` silences progress.
-    pub fn reporter_with(&self, notes: Notes) -> Reporter {
+    pub fn reporter(&self) -> Reporter {
         let mode = if self.quiet { Mode::Off } else { self.progress };
-        Reporter::new(self.session, mode, notes)
+        Reporter::new(self.session, mode)
     }
 
     /// Runs a job under a reporter.

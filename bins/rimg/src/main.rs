@@ -8,7 +8,6 @@ mod args;
 mod commands;
 mod common;
 mod failure;
-mod image_arg;
 mod local_time;
 mod output;
 mod progress;

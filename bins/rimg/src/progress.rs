@@ -29,17 +29,6 @@ pub enum Mode {
     Json,
 }
 
-/// Where the notes of a job go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notes {
-    /// To stderr: warnings and findings.
-    Stderr,
-    /// To stdout: part of the result.
-    Stdout,
-    /// Nowhere.
-    Drop,
-}
-
 /// Shortest time between two JSON lines.
 const JSON_INTERVAL: Duration = Duration::from_millis(200);
 /// Smallest step of the percentages, in hundredths of a percent.
@@ -49,7 +38,6 @@ const ALL: u64 = 10_000;
 /// Watches one job.
 pub struct Reporter {
     view: View,
-    notes: Notes,
     cancel: Arc<AtomicBool>,
     asked: Arc<AtomicBool>,
     state: Mutex<State>,
@@ -73,7 +61,7 @@ struct State {
 
 impl Reporter {
     /// For a job that is about to begin.
-    pub fn new(session: &Session, mode: Mode, notes: Notes) -> Self {
+    pub fn new(session: &Session, mode: Mode) -> Self {
         let cancel = Arc::new(AtomicBool::new(false));
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
@@ -91,8 +79,7 @@ impl Reporter {
         };
         let now = Instant::now();
         let state = State { done: 0, total: 0, shown: None, last_line: now };
-        let reporter =
-            Reporter { view, notes, cancel, asked, state: Mutex::new(state), started: now };
+        let reporter = Reporter { view, cancel, asked, state: Mutex::new(state), started: now };
         if matches!(reporter.view, View::Percent) {
             reporter.progress(0, 1);
         }
@@ -185,11 +172,9 @@ impl Watcher for Reporter {
     }
 
     fn note(&self, line: &str) {
-        match (&self.view, self.notes) {
-            (_, Notes::Drop) => {}
-            (View::Bar(bar), _) => bar.println(line),
-            (_, Notes::Stderr) => eprintln!("{line}"),
-            (_, Notes::Stdout) => crate::output::print(&format!("{line}\n")),
+        match &self.view {
+            View::Bar(bar) => bar.println(line),
+            _ => eprintln!("{line}"),
         }
     }
 

@@ -63,7 +63,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     options.bitmap = bitmap;
     options.image = common.image(&name, CacheMode::Writeback)?;
     if let Some(file) = source {
-        let request = crate::image_arg::from_name(&file, source_format.as_deref())?;
+        let request = imgcore::graph::open::OpenRequest::parse(&file, source_format.as_deref())?;
         options.source = Some(imgcore::ops::ImageArg { request, ..Default::default() });
     }
     let reporter = common.reporter();

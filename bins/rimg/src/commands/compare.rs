@@ -1,12 +1,10 @@
 //! `compare`
 
-use imgcore::ops::compare::{self, CompareFailure, CompareOptions, CompareOutcome, Strictness};
+use imgcore::ops::compare::{self, CompareFailure, CompareOptions, Strictness};
 
 use crate::args::getopt::Parser;
 use crate::common::{Common, cache_mode};
 use crate::failure::Failure;
-use crate::output::Output;
-use crate::progress::Notes;
 use crate::session::Session;
 
 /// An image could not be opened, or an option makes no sense.
@@ -38,21 +36,14 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         second: common.image_as(&b, second.as_deref(), cache).map_err(trouble)?,
         strictness,
     };
-    let notes = match common.output {
-        Output::Json => Notes::Stderr,
-        Output::Human if common.quiet => Notes::Drop,
-        Output::Human => Notes::Stdout,
-    };
-    let reporter = common.reporter_with(notes);
-    let outcome = common.run(&reporter, |job| compare::compare(&options, job).map_err(failed))?;
-    common.report(&format!("{}\n", outcome.line()), || json(outcome));
-    Ok(outcome.exit_code())
+    let reporter = common.reporter();
+    let report = common.run(&reporter, |job| compare::compare(&options, job).map_err(failed))?;
+    common.report(&(report.lines().join("\n") + "\n"), || {
+        serde_json::to_value(report).unwrap_or_default()
+    });
+    Ok(report.outcome.exit_code())
 }
 
 fn failed(failure: CompareFailure) -> Failure {
     Failure::from(failure.error).with_code(failure.exit_code)
-}
-
-fn json(outcome: CompareOutcome) -> serde_json::Value {
-    serde_json::to_value(outcome).unwrap_or_default()
 }

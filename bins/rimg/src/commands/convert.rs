@@ -1,6 +1,7 @@
 //! `convert`
 
 use imgcore::format::{Level, SnapshotSelector};
+use imgcore::graph::open::OpenRequest;
 use imgcore::ops::convert::{
     self, Bitmaps, Compress, ConvertOptions, Offload, OnReadError, Target,
 };
@@ -13,7 +14,6 @@ use super::{format_help, pairs};
 use crate::args::getopt::{Given, Parser};
 use crate::common::{Common, cache_mode};
 use crate::failure::Failure;
-use crate::image_arg;
 use crate::session::Session;
 
 const MAX_SPARSE: u64 = 16 << 20;
@@ -72,7 +72,7 @@ pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     }
     let sources =
         names.iter().map(|name| common.image(name, source_cache)).collect::<Result<Vec<_>, _>>()?;
-    let mut options = ConvertOptions::new(sources, wish.target(&target)?);
+    let mut options = ConvertOptions::new(sources, wish.target(&target, &common)?);
     wish.fill(&mut options)?;
     options.sharing = common.sharing();
     options.overwrite = common.overwriting();
@@ -158,7 +158,7 @@ impl Wish {
         Ok(())
     }
 
-    fn target(&self, name: &str) -> Result<Target, Failure> {
+    fn target(&self, name: &str, common: &Common<'_>) -> Result<Target, Failure> {
         if !self.no_create {
             let mut options = pairs(&self.options);
             for (asked, option) in [(self.encrypt, "encryption"), (self.compat6, "compat6")] {
@@ -170,12 +170,10 @@ impl Wish {
             return Ok(Target::New { filename: name.to_owned(), driver, options });
         }
         let request = if self.target_image_opts {
-            let (mut request, _) = image_arg::from_options(name)?;
-            request.shown = Some(name.to_owned());
-            request
+            common.specification(name)?
         } else {
             let format = self.target_format.as_deref().unwrap_or("raw");
-            image_arg::from_name(name, Some(format))?
+            OpenRequest::parse(name, Some(format))?
         };
         Ok(Target::Existing { request, is_zero: self.target_is_zero })
     }

@@ -207,9 +207,20 @@ impl<'a> Common<'a> {
         reporter: &Reporter,
         job: impl FnOnce(&Job<'_>) -> Result<T, E>,
     ) -> Result<T, Failure> {
+        let result = self.run_open(reporter, job);
+        reporter.end();
+        result
+    }
+
+    /// Runs a job under a reporter whose `end` the caller will call.
+    pub fn run_open<T, E: Into<Failure>>(
+        &self,
+        reporter: &Reporter,
+        job: impl FnOnce(&Job<'_>) -> Result<T, E>,
+    ) -> Result<T, Failure> {
         let policy = self.policy();
         let result = job(&Job { policy: &policy, watcher: reporter }).map_err(Into::into);
-        reporter.finish(result.is_ok());
+        reporter.complete(result.is_ok());
         if reporter.interrupted() && result.is_err() {
             return Err(Failure::new("Interrupted; unfinished files were removed").with_code(130));
         }

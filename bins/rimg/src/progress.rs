@@ -37,6 +37,7 @@ const ALL: u64 = 10_000;
 
 /// Watches one job.
 pub struct Reporter {
+    program: String,
     view: View,
     cancel: Arc<AtomicBool>,
     asked: Arc<AtomicBool>,
@@ -77,25 +78,21 @@ impl Reporter {
             Mode::On if session.as_qemu_img || !std::io::stdout().is_terminal() => View::Percent,
             Mode::On => View::Bar(bar()),
         };
+        let program = session.program.clone();
         let now = Instant::now();
         let state = State { done: 0, total: 0, shown: None, last_line: now };
-        let reporter = Reporter { view, cancel, asked, state: Mutex::new(state), started: now };
+        let reporter =
+            Reporter { program, view, cancel, asked, state: Mutex::new(state), started: now };
         if matches!(reporter.view, View::Percent) {
             reporter.progress(0, 1);
         }
         reporter
     }
 
-    /// The job is over. Success is shown as 100 %.
-    pub fn finish(&self, success: bool) {
+    /// The job has come to its end. Success is shown as 100 %.
+    pub fn complete(&self, success: bool) {
         match &self.view {
-            View::Off => {}
-            View::Percent => {
-                if success {
-                    write_percent(ALL);
-                }
-                crate::output::print("\n");
-            }
+            View::Percent if success => write_percent(ALL),
             View::Bar(bar) if success => bar.finish(),
             View::Bar(bar) => bar.abandon(),
             View::Json if success => {
@@ -103,7 +100,14 @@ impl Reporter {
                 state.done = state.total;
                 self.json_line(&state);
             }
-            View::Json => {}
+            View::Off | View::Percent | View::Json => {}
+        }
+    }
+
+    /// Nothing more will be shown: leaves the line of the percentages.
+    pub fn end(&self) {
+        if matches!(self.view, View::Percent) {
+            crate::output::print("\n");
         }
     }
 
@@ -172,6 +176,11 @@ impl Watcher for Reporter {
     }
 
     fn note(&self, line: &str) {
+        let line = if line.starts_with("warning: ") {
+            format!("{}: {line}", self.program)
+        } else {
+            line.to_owned()
+        };
         match &self.view {
             View::Bar(bar) => bar.println(line),
             _ => eprintln!("{line}"),

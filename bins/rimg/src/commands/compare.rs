@@ -37,10 +37,13 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         strictness,
     };
     let reporter = common.reporter();
-    let report = common.run(&reporter, |job| compare::compare(&options, job).map_err(failed))?;
+    let result = common.run_open(&reporter, |job| compare::compare(&options, job).map_err(failed));
+    let report = result.inspect_err(|_| reporter.end())?;
     common.report(&(report.lines().join("\n") + "\n"), || {
         serde_json::to_value(report).unwrap_or_default()
     });
+    // qemu-img leaves the line of its percentages only after the result.
+    reporter.end();
     Ok(report.outcome.exit_code())
 }
 

@@ -25,15 +25,22 @@ pub fn creation(name: &str, filename: Option<&str>) -> Result<(), Failure> {
     let text = if filename.is_some() {
         list("Supported options:", &creation::with_storage(rows, creation::FILE))
     } else {
-        // A raw image is its file; what is left of its options without one is the size.
         let own: Vec<OptionSpec> =
-            rows.iter().filter(|r| name != "raw" || r.name == "size").copied().collect();
+            rows.iter().filter(|r| !belongs_to_file(name, r.name)).copied().collect();
         list(&format!("Supported {name} options:"), &own)
             + "\nThe protocol level may support further options.\nSpecify the target filename to \
                include those options.\n"
     };
     output::print(&text);
     Ok(())
+}
+
+/// Whether an option is rather the file's than the format's. Of a raw image, which is its file, only
+/// the size remains.
+fn belongs_to_file(format: &str, option: &str) -> bool {
+    option != "size"
+        && creation::FILE.iter().any(|r| r.name == option)
+        && (format == "raw" || option != "preallocation")
 }
 
 /// Options of `amend`.

@@ -7,6 +7,7 @@ use crate::args::getopt::Parser;
 use crate::common::{Common, cache_mode};
 use crate::failure::Failure;
 use crate::output::info as form;
+use crate::output::shown_name;
 use crate::session::Session;
 use imgcore::storage::CacheMode;
 
@@ -25,12 +26,10 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     }
     let name = common.one_image(parser.positionals())?;
     let image = common.image(&name, cache)?;
-    let plain_name = image.request.filename.clone();
     let reporter = common.reporter();
     let mut chain = common.run(&reporter, |job| info::info(&InfoOptions { image, depth }, job))?;
-    // A specification that only names a file is shown by that name, as qemu-img does.
-    if let Some(top) = chain.first_mut().filter(|top| common.image_opts && top.filename == name) {
-        top.filename = plain_name;
+    if let Some(top) = chain.first_mut().filter(|top| top.filename == name) {
+        top.filename = shown_name::of(&name, common.image_opts);
     }
     common.report(&form::human(&chain), || form::json(&chain, depth == Depth::Chain));
     Ok(0)

@@ -18,6 +18,27 @@ pub fn pretty(value: &Value) -> String {
     out
 }
 
+/// A value on one line.
+pub fn compact(value: &Value) -> String {
+    let mut out = String::new();
+    match value {
+        Value::Object(map) => {
+            let parts: Vec<String> = members(map)
+                .into_iter()
+                .map(|(k, v)| format!("{}: {}", compact(&k.into()), compact(v)))
+                .collect();
+            return format!("{{{}}}", parts.join(", "));
+        }
+        Value::Array(list) => {
+            let parts: Vec<String> = list.iter().map(compact).collect();
+            return format!("[{}]", parts.join(", "));
+        }
+        Value::String(s) => string(s, &mut out),
+        other => out.push_str(&other.to_string()),
+    }
+    out
+}
+
 /// The members of an object in QEMU's order.
 pub fn members(map: &serde_json::Map<String, Value>) -> Vec<(&str, &Value)> {
     let mut list: Vec<_> = map.iter().map(|(k, v)| (k.as_str(), v)).collect();

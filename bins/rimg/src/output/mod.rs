@@ -5,6 +5,7 @@ pub mod check;
 pub mod info;
 pub mod json;
 pub mod map;
+pub mod shown_name;
 pub mod snapshots;
 
 use std::io::Write;

@@ -17,6 +17,7 @@ pub mod info;
 pub mod map;
 pub mod measure;
 pub mod parallel;
+pub mod rate;
 pub mod rebase;
 pub mod resize;
 pub mod snapshot;

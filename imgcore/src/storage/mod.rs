@@ -18,7 +18,7 @@ pub mod zero;
 
 use crate::Result;
 
-pub use file::{CacheMode, FileOptions, FileStorage};
+pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use memory::MemoryStorage;
 pub use slice::SliceStorage;
 

@@ -75,7 +75,7 @@ impl Reporter {
         let view = match mode {
             Mode::Off => View::Off,
             Mode::Json => View::Json,
-            Mode::On if session.as_qemu_img || !std::io::stdout().is_terminal() => View::Percent,
+            Mode::On if session.as_qemu_img || !on_terminal() => View::Percent,
             Mode::On => View::Bar(bar()),
         };
         let program = session.program.clone();
@@ -190,6 +190,11 @@ impl Watcher for Reporter {
     fn cancelled(&self) -> bool {
         self.interrupted()
     }
+}
+
+/// The bar is drawn on stderr, and replaces what would go to stdout.
+fn on_terminal() -> bool {
+    std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
 }
 
 fn bar() -> ProgressBar {

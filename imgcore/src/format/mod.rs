@@ -32,6 +32,7 @@ pub mod info;
 pub mod options;
 pub mod qcow2;
 pub mod raw;
+pub mod vmdk;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -236,6 +237,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// The file below, if the image names one.
     fn backing(&self) -> Option<BackingRef> {
         None
+    }
+
+    /// Refuses a file below that is not the one this image was made on (VMDK's content ids). Called
+    /// before bytes of `below` are used; cheap once it said yes.
+    fn check_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
     }
 
     /// Where the bytes at `at` are; looks at no more than `len` (> 0) bytes. `at + len` must lie
@@ -586,7 +593,7 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver, &qcow2::Qcow2Driver]
+    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver]
 }
 
 /// The driver of that name.

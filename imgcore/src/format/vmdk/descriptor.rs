@@ -81,6 +81,8 @@ pub(super) struct Descriptor {
     pub parent_cid: u32,
     pub create_type: Option<String>,
     pub parent: Option<String>,
+    /// The disk was made on another one, by VirtualBox's account.
+    pub parent_uuid: Option<String>,
 }
 
 /// The text up to the first NUL; bytes that are not UTF-8 are taken for Latin-1.
@@ -127,10 +129,30 @@ impl Descriptor {
                 && !v.is_empty()
             {
                 found.parent.get_or_insert_with(|| v.to_owned());
+            } else if let Some(v) = value(line, "ddb.uuid.parent")
+                && v.bytes().any(|b| !matches!(b, b'0' | b'-'))
+            {
+                found.parent_uuid.get_or_insert_with(|| v.to_owned());
             }
         }
         found.cid = cid.ok_or_else(|| invalid().hint("the descriptor has no line 'CID=...'"))?;
         Ok(found)
+    }
+
+    /// Refuses a disk that is only the difference to another one which it does not name: what is missing
+    /// would read as zeroes, and nobody would notice.
+    pub(super) fn check_parent(&self) -> Result<()> {
+        let named = self.parent.is_some();
+        let cid = !matches!(self.parent_cid, NO_PARENT | 0);
+        let which = match &self.parent_uuid {
+            Some(uuid) if !named => format!("UUID {uuid}"),
+            None if !named && cid => format!("content id {:08x}", self.parent_cid),
+            _ => return Ok(()),
+        };
+        Err(Error::unsupported(format!(
+            "The disk holds only the differences to a parent disk ({which}) that it does not name"
+        ))
+        .hint("add a line parentFileNameHint=\"FILE\" with the parent's file to the descriptor, or merge the disks with the product that made them"))
     }
 
     /// Refuses a disk that QEMU does not read as a descriptor in a file of its own.

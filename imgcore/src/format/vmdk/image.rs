@@ -145,6 +145,12 @@ impl VmdkImage {
         Some(Sparse { extent, number, id: *id, geometry, storage })
     }
 
+    /// Whether the grains at a guest offset are packed.
+    pub(super) fn packed_at(&self, at: u64) -> bool {
+        let sparse = self.find(at).ok().and_then(|(index, _)| self.sparse(index));
+        sparse.is_some_and(|s| s.geometry.compressed())
+    }
+
     /// All sparse extents.
     pub(super) fn sparse_extents(&self) -> impl Iterator<Item = Sparse<'_>> {
         (0..self.extents.len()).filter_map(|i| self.sparse(i))

@@ -287,7 +287,7 @@ impl Image for VmdkImage {
     }
 
     fn prepare_write(&self, at: GuestOffset, len: u64) -> Result<Grant> {
-        if self.compressed() { self.grant_staged(at.0, len) } else { self.grant(at.0, len) }
+        if self.packed_at(at.0) { self.grant_staged(at.0, len) } else { self.grant(at.0, len) }
     }
 
     fn prepare_encoded(&self, at: GuestOffset, encoded_len: u64) -> Result<Grant> {
@@ -295,7 +295,7 @@ impl Image for VmdkImage {
     }
 
     fn commit_write(&self, grant: Grant) -> Result<()> {
-        match (grant.storage, self.compressed()) {
+        match (grant.storage, self.packed_at(grant.at.0)) {
             (STAGING, _) => self.append_staged(&grant),
             (_, true) => self.link_packed(&grant),
             (_, false) => self.link(&grant),
@@ -303,7 +303,7 @@ impl Image for VmdkImage {
     }
 
     fn abort_write(&self, grant: Grant) {
-        match (grant.storage, self.compressed()) {
+        match (grant.storage, self.packed_at(grant.at.0)) {
             (STAGING, _) => self.drop_staged(&grant),
             (_, true) => self.give_back_packed(&grant),
             (_, false) => self.give_back(&grant),

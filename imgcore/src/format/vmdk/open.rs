@@ -217,6 +217,9 @@ fn build(
     descriptor: Descriptor,
     descriptor_at: Option<(u64, u64)>,
 ) -> Result<VmdkImage> {
+    if !cx.header_only && !cx.for_check {
+        descriptor.check_parent().map_err(|e| e.at_path(cx.storage.name()))?;
+    }
     let size = extents.last().map_or(0, |e| e.start + e.len);
     let mut tables = Tables { dirs: Vec::new(), cache: Cache::default(), stream: None };
     for extent in &extents {

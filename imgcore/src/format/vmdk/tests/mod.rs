@@ -1,6 +1,7 @@
 //! Tests of the format: helpers.
 
 mod corpus;
+mod crash;
 mod hostile;
 mod layouts;
 mod model;

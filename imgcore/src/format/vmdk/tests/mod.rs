@@ -2,6 +2,7 @@
 
 mod corpus;
 mod crash;
+mod esx;
 mod hostile;
 mod layouts;
 mod model;

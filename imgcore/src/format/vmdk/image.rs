@@ -1,6 +1,6 @@
 //! An opened VMDK: its parts, and where guest bytes are.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::descriptor::{Descriptor, ExtentAccess, ExtentKind};
@@ -67,6 +67,7 @@ pub(super) struct VmdkImage {
     /// The content id, and whether it was renewed since opening.
     pub cid: Mutex<u32>,
     pub cid_renewed: AtomicBool,
+    pub parent_cid: AtomicU32,
     pub parent_checked: AtomicBool,
     pub grains: GrainCache,
     /// Where plain writes to a stream wait; twice, because the contract hands out the trait object.

@@ -1,6 +1,6 @@
 //! Opening: from the first bytes of a file to an image with all its extents.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::descriptor::{self, Descriptor, ExtentAccess, ExtentKind, ExtentLine};
@@ -245,6 +245,7 @@ fn build(
         access: cx.access,
         scratch: cx.scratch,
         cid: Mutex::new(descriptor.cid),
+        parent_cid: AtomicU32::new(descriptor.parent_cid),
         descriptor,
         descriptor_at,
         tables: RwLock::new(tables),

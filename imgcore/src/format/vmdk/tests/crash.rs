@@ -225,7 +225,7 @@ fn any_crash_leaves_whole_grains() {
                     for _ in 0..6 {
                         let mut file = durable.clone();
                         for e in &pending {
-                            if random(&mut seed) % 2 == 0 {
+                            if random(&mut seed).is_multiple_of(2) {
                                 apply(&mut file, e);
                             }
                         }

@@ -30,6 +30,7 @@
 
 pub mod info;
 pub mod options;
+pub mod qcow2;
 pub mod raw;
 pub mod vmdk;
 
@@ -113,6 +114,17 @@ pub struct BackingRef {
     pub name: String,
     /// The format, if the image says.
     pub format: Option<String>,
+}
+
+/// A change of the disk's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// New size in bytes.
+    pub size: u64,
+    /// How new space is reserved.
+    pub how: Preallocation,
+    /// The file below reaches into the new area and must not show there.
+    pub hide_below: bool,
 }
 
 /// What an opened image can do, in bytes.
@@ -243,6 +255,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// inside the disk.
     fn map(&self, at: GuestOffset, len: u64) -> Result<Extent>;
 
+    /// Called before [`Image::map`] is used to tell data from zeroes: time to find out whether holes of
+    /// the storage should be looked at (`probe_holes`).
+    fn prepare_status(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Reads bytes that [`Image::map`] said are encoded. `buf` must lie inside that extent.
     fn read_encoded(&self, at: GuestOffset, _buf: &mut [u8]) -> Result<()> {
         Err(Error::unsupported("image has no encoded clusters").at_offset(at.0))
@@ -299,8 +317,9 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         self.flush()
     }
 
-    /// Changes the size of the guest's disk.
-    fn resize(&self, _size: u64, _how: Preallocation) -> Result<()> {
+    /// Changes the size of the guest's disk. Bytes between the old end and the end of its unit may read
+    /// as anything afterwards: [`crate::graph::Node::resize`] clears them.
+    fn resize(&self, _request: Resize) -> Result<()> {
         Err(Error::unsupported("Image format driver does not support resize"))
     }
 
@@ -580,7 +599,7 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver, &vmdk::VmdkDriver]
+    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver]
 }
 
 /// The driver of that name.

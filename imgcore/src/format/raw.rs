@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
     Access, CreateContext, CreateOptions, Driver, Extent, Granularity, Image, ImageInfo, Mapping,
-    MeasureSource, Measurement, OpenContext, OptionKind, OptionSpec, StorageId, ZeroSpace,
+    MeasureSource, Measurement, OpenContext, OptionKind, OptionSpec, Resize, StorageId, ZeroSpace,
 };
 use crate::num::{GuestOffset, HostOffset, checked_round_up};
 use crate::storage::{Preallocation, SliceStorage, Storage, ZeroMode};
@@ -120,7 +120,7 @@ pub fn preallocation(options: &CreateOptions, allowed: &[Preallocation]) -> Resu
         }
     };
     if how != Preallocation::Off && !allowed.contains(&how) {
-        return Err(Error::unsupported(format!("Unsupported preallocation mode '{text}'")));
+        return Err(Error::unsupported(format!("Unsupported preallocation mode: {text}")));
     }
     Ok(how)
 }
@@ -191,9 +191,10 @@ impl Image for RawImage {
         self.storage.flush()
     }
 
-    fn resize(&self, size: u64, how: Preallocation) -> Result<()> {
+    fn resize(&self, request: Resize) -> Result<()> {
+        let Resize { size, how, .. } = request;
         if how == Preallocation::Metadata {
-            return Err(Error::unsupported("Unsupported preallocation mode 'metadata'"));
+            return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
         }
         let size = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
         self.storage.set_len(size, how)?;

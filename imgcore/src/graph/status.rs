@@ -14,6 +14,8 @@ pub enum StatusKind {
     Data,
     /// Known to be zero.
     Zero,
+    /// Stored by the image's tables, but a hole in the storage below: reads as zeroes, too.
+    Hole,
 }
 
 /// A run of guest bytes with one origin.
@@ -43,6 +45,7 @@ impl Node {
         let mut len = len;
         let mut depth = 0;
         loop {
+            node.image.prepare_status()?;
             let extent = node.image.map(GuestOffset(at), len)?;
             len = extent.len;
             if extent.mapping != Mapping::Backing {
@@ -87,7 +90,9 @@ impl Node {
                     let host = self.image.storage(storage).status(offset.0, extent.len)?;
                     status.len = host.len;
                     if host.kind == HostKind::Hole {
-                        status.kind = StatusKind::Zero;
+                        // A raw image has nothing but its file's holes; other formats say data.
+                        let raw = self.image.format_name() == "raw";
+                        status.kind = if raw { StatusKind::Zero } else { StatusKind::Hole };
                     }
                 }
                 status

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 
+use super::lock::{FileLock, LockSet};
 use super::sparse::{self, Outcome};
 use super::{CopyKind, HostExtent, HostKind, Limits, Preallocation, Storage, ZeroMode};
 use crate::num::{len_u64, round_down, round_up, small};
@@ -69,6 +70,8 @@ pub struct FileStorage {
     align: u32,
     /// Serialises read-modify-write of unaligned requests under `O_DIRECT`.
     bounce: Mutex<()>,
+    /// QEMU's locks, once taken.
+    lock: Mutex<Option<FileLock>>,
 }
 
 /// Alignment of `O_DIRECT` buffers in memory; a page suits every device.
@@ -137,7 +140,19 @@ impl FileStorage {
             (true, false) => u32::try_from(meta.blksize()).unwrap_or(4096).clamp(512, 65536),
             (false, _) => 1,
         };
-        Ok(FileStorage { file, name, options, device, align, bounce: Mutex::new(()) })
+        let (bounce, lock) = (Mutex::new(()), Mutex::new(None));
+        Ok(FileStorage { file, name, options, device, align, bounce, lock })
+    }
+
+    /// Takes QEMU's locks on the file, or goes over to another set of them. `shown` is the image as
+    /// the user called it.
+    pub fn lock(&self, set: LockSet, shown: &str) -> Result<()> {
+        let mut held = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match held.as_mut() {
+            Some(lock) => lock.change(set),
+            None => FileLock::acquire(&self.file, set).map(|lock| *held = Some(lock)),
+        }
+        .map_err(|e| e.into_error(shown))
     }
 
     fn error(&self, err: &std::io::Error, offset: u64) -> Error {

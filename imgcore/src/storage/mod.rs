@@ -8,7 +8,9 @@
 //! before it survives a crash; between two flushes the order of writes is undefined after a power
 //! failure (and the order of the calls after the death of the process).
 
+pub mod culprit;
 mod file;
+pub mod lock;
 mod memory;
 mod slice;
 pub mod sparse;
@@ -16,7 +18,7 @@ pub mod zero;
 
 use crate::Result;
 
-pub use file::{CacheMode, FileOptions, FileStorage};
+pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use memory::MemoryStorage;
 pub use slice::SliceStorage;
 
@@ -154,5 +156,24 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Takes the locks of a writer (or gives them back). Storages without locks do nothing.
     fn set_sharing(&self, _write: bool) -> Result<()> {
         Ok(())
+    }
+}
+
+/// Reserves space for a range without changing what it reads as; only for ranges that hold no data
+/// (`Full` writes zeroes).
+pub fn reserve(storage: &dyn Storage, offset: u64, len: u64, how: Preallocation) -> Result<()> {
+    match how {
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => storage.write_zeroes(offset, len, ZeroMode::KeepAllocated),
+        Preallocation::Full => {
+            let zeroes = vec![0u8; crate::num::small(len.min(1 << 20))];
+            let mut done = 0;
+            while done < len {
+                let n = crate::num::small((len - done).min(crate::num::len_u64(zeroes.len())));
+                storage.write_at(offset + done, &zeroes[..n])?;
+                done += crate::num::len_u64(n);
+            }
+            Ok(())
+        }
     }
 }

@@ -1,0 +1,177 @@
+//! Bringing tables to disk in the order stated in the parent's documentation, and closing.
+
+use super::image::Qcow2Image;
+use super::layout::{compatible, incompatible};
+use super::tables::Tables;
+use crate::num::len_u64;
+use crate::{Error, ErrorKind, Result};
+
+impl Qcow2Image {
+    /// Refuses to change an image that was found corrupt or is open for reading.
+    pub(super) fn check_usable(&self, tables: &Tables) -> Result<()> {
+        if !self.writable {
+            return Err(crate::format::read_only("qcow2").at_path(self.file.name()));
+        }
+        if tables.broken {
+            return Err(Error::new(ErrorKind::Corrupt, "image was found corrupt while in use")
+                .at_path(self.file.name()));
+        }
+        Ok(())
+    }
+
+    /// Waits until everything written to the image file and the data file is stable. A private target
+    /// needs no order.
+    pub(super) fn barrier(&self) -> Result<()> {
+        if self.scratch {
+            return Ok(());
+        }
+        if let Some(data) = &self.data_file {
+            data.flush()?;
+        }
+        self.file.flush()
+    }
+
+    /// Whether reference counts may be behind (dirty bit set on disk).
+    fn lazy(&self, tables: &Tables) -> bool {
+        tables.header.compatible & compatible::LAZY_REFCOUNTS != 0
+            && tables.header.has(incompatible::DIRTY)
+    }
+
+    /// All steps of a flush.
+    pub(super) fn flush_tables(&self, tables: &mut Tables) -> Result<()> {
+        if tables.broken {
+            return self.barrier();
+        }
+        let lazy = self.lazy(tables);
+        if !lazy {
+            self.write_refcounts(tables)?;
+        }
+        self.barrier()?;
+        if tables.l2.is_dirty() {
+            tables.l2.write_dirty(&*self.file)?;
+            if tables.l1_dirty.is_some() {
+                self.barrier()?;
+            }
+        }
+        let unlinked = tables.changed;
+        if let Some((low, high)) = tables.l1_dirty {
+            self.write_l1(tables, low, high)?;
+        }
+        if unlinked {
+            self.barrier()?;
+        }
+        tables.changed = false;
+        self.drop_references(tables)
+    }
+
+    /// Steps 1 and 2: references reach the disk before what they protect.
+    fn write_refcounts(&self, tables: &mut Tables) -> Result<()> {
+        let file = &*self.file;
+        if tables.refs.write_blocks(file)? {
+            self.barrier()?;
+            if tables.refs.write_table(file)? {
+                self.barrier()?;
+                self.link_refcount_table(tables)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the header name the refcount table's new place.
+    fn link_refcount_table(&self, tables: &mut Tables) -> Result<()> {
+        tables.header.reftable_offset = tables.refs.table_offset;
+        tables.header.reftable_clusters =
+            u32::try_from(tables.refs.table_clusters()).map_err(|_| Error::errno(libc::EFBIG))?;
+        tables.header.write(&*self.file)?;
+        self.barrier()?;
+        tables.refs.table_is_linked();
+        Ok(())
+    }
+
+    /// Writes changed L1 entries, whole sectors of them.
+    fn write_l1(&self, tables: &mut Tables, low: usize, high: usize) -> Result<()> {
+        let low = low - low % 64;
+        let high = (high - high % 64 + 64).min(tables.l1.len());
+        let bytes: Vec<u8> = tables.l1[low..high].iter().flat_map(|e| e.to_be_bytes()).collect();
+        self.file.write_at(tables.header.l1_offset + len_u64(low) * 8, &bytes)?;
+        tables.l1_dirty = None;
+        Ok(())
+    }
+
+    /// Step 5: what old mappings referred to becomes free, now that they are gone from the disk.
+    pub(super) fn drop_references(&self, tables: &mut Tables) -> Result<()> {
+        if !tables.refs.has_pending() {
+            return Ok(());
+        }
+        match tables.refs.apply_pending(&*self.file) {
+            Ok(freed) => {
+                for &(at, len) in &freed {
+                    // A freed cluster may have been a table.
+                    tables.l2.forget(at, len);
+                    if tables.compressed_end > at && tables.compressed_end <= at + len {
+                        tables.compressed_end = 0;
+                    }
+                }
+                tables.freed.extend(freed);
+                // Only snapshot deletion wants the list; it takes it itself.
+                if tables.freed.len() > 1 << 16 {
+                    tables.freed.clear();
+                }
+                Ok(())
+            }
+            Err(e) => {
+                self.mark_corrupt(tables);
+                Err(e)
+            }
+        }
+    }
+
+    /// Remembers on disk that the image is corrupt, so that nobody writes to it any more.
+    pub(super) fn mark_corrupt(&self, tables: &mut Tables) {
+        if tables.broken || !self.writable {
+            return;
+        }
+        tables.broken = true;
+        if tables.header.version >= 3 {
+            tables.header.incompatible |= incompatible::CORRUPT;
+            // Nothing better can be done if even this fails.
+            let _ = tables.header.write(&*self.file);
+        }
+    }
+
+    /// Sets the dirty bit before the first allocation with lazy reference counts.
+    pub(super) fn begin_change(&self, tables: &mut Tables) -> Result<()> {
+        let lazy = tables.header.compatible & compatible::LAZY_REFCOUNTS != 0;
+        if lazy && !tables.header.has(incompatible::DIRTY) {
+            tables.header.incompatible |= incompatible::DIRTY;
+            tables.header.write(&*self.file)?;
+            self.barrier()?;
+        }
+        if tables.l2.is_crowded() || tables.refs.cache.is_crowded() {
+            self.flush_tables(tables)?;
+        }
+        Ok(())
+    }
+
+    /// See [`crate::format::Image::close`].
+    pub(super) fn close_image(&self) -> Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        let mut tables = self.write_tables();
+        if tables.broken {
+            return Ok(());
+        }
+        self.flush_tables(&mut tables)?;
+        self.write_refcounts(&mut tables)?;
+        self.drop_references(&mut tables)?;
+        self.write_refcounts(&mut tables)?;
+        if tables.header.has(incompatible::DIRTY) {
+            self.barrier()?;
+            tables.header.incompatible &= !incompatible::DIRTY;
+            tables.header.write(&*self.file)?;
+        }
+        self.file.flush()?;
+        self.data_file.as_ref().map_or(Ok(()), |f| f.flush())
+    }
+}

@@ -1,0 +1,256 @@
+//! The opened image: the [`Image`] contract, answered by this folder's parts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::compress::{ClusterEncoder, DecodedCluster};
+use super::layout::{compatible, incompatible};
+use super::map::{DATA_FILE, IMAGE};
+use super::tables::{Geometry, Tables};
+use crate::format::info::{Qcow2Info, SpecificInfo};
+use crate::format::{
+    BackingRef, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, Resize, StorageId,
+    ZeroSpace,
+};
+use crate::num::GuestOffset;
+use crate::storage::Storage;
+use crate::{Error, Result};
+
+/// An opened qcow2 image.
+#[derive(Debug)]
+pub struct Qcow2Image {
+    pub(super) file: Arc<dyn Storage>,
+    pub(super) data_file: Option<Arc<dyn Storage>>,
+    pub(super) geometry: Geometry,
+    pub(super) version: u32,
+    pub(super) tables: RwLock<Tables>,
+    pub(super) size: AtomicU64,
+    pub(super) writable: bool,
+    /// Unfinished private target: no barriers.
+    pub(super) scratch: bool,
+    /// Shows an internal snapshot.
+    pub(super) snapshot_view: bool,
+    /// Why guest data cannot be read although the header can (encryption, missing data file).
+    pub(super) unreadable: Option<String>,
+    /// Whether the file looks preallocated without data; found out when first asked.
+    pub(super) preallocated: OnceLock<bool>,
+    /// The compressed cluster read last.
+    pub(super) decoded: Mutex<DecodedCluster>,
+}
+
+impl Qcow2Image {
+    pub(super) fn read_tables(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn write_tables(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn unreadable(&self) -> bool {
+        self.unreadable.is_some()
+    }
+
+    pub(super) fn unreadable_error(&self) -> Error {
+        Error::unsupported(self.unreadable.clone().unwrap_or_default()).at_path(self.file.name())
+    }
+
+    /// Where guest data go.
+    pub(super) fn data_storage(&self) -> (StorageId, &Arc<dyn Storage>) {
+        match &self.data_file {
+            Some(file) => (DATA_FILE, file),
+            None => (IMAGE, &self.file),
+        }
+    }
+
+    /// Guest data clusters of a preallocated image may be holes in the host's file; then those count as
+    /// zeroes. The heuristic (many more clusters referenced than stored) is QEMU's.
+    pub(super) fn probe_holes(&self) -> bool {
+        self.preallocated.get().copied().unwrap_or(false)
+    }
+
+    /// Finds out whether the image was preallocated without writing data.
+    pub(super) fn detect_preallocation(&self) -> Result<bool> {
+        if let Some(&known) = self.preallocated.get() {
+            return Ok(known);
+        }
+        let mut tables = self.write_tables();
+        let found = if self.data_file.is_some() {
+            // An external file is asked for its holes itself.
+            true
+        } else {
+            let cluster = self.geometry.cluster();
+            let stored = self.file.allocated()?.unwrap_or(u64::MAX) / cluster;
+            let threshold = (stored.saturating_mul(10) / 9).max(stored.saturating_add(2));
+            let end = self.file.len()?.div_ceil(cluster);
+            let mut counted = 0;
+            let mut at = 0;
+            while at < end && counted < threshold {
+                counted += u64::from(tables.refs.get(&*self.file, at)? != 0);
+                at += 1;
+            }
+            counted >= threshold
+        };
+        drop(tables);
+        Ok(*self.preallocated.get_or_init(|| found))
+    }
+}
+
+impl Image for Qcow2Image {
+    fn format_name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn granularity(&self) -> Granularity {
+        let zero = (self.version >= 3).then(|| self.geometry.subcluster());
+        Granularity {
+            allocation: self.geometry.cluster(),
+            zero,
+            discard: Some(self.geometry.cluster()),
+            encode: self.data_file.is_none().then(|| self.geometry.cluster()),
+            append_only: false,
+        }
+    }
+
+    fn storage(&self, id: StorageId) -> &Arc<dyn Storage> {
+        match (&self.data_file, id) {
+            (Some(file), DATA_FILE) => file,
+            _ => &self.file,
+        }
+    }
+
+    fn storages(&self) -> Vec<&Arc<dyn Storage>> {
+        std::iter::once(&self.file).chain(&self.data_file).collect()
+    }
+
+    fn backing(&self) -> Option<BackingRef> {
+        let tables = self.read_tables();
+        let name = tables.header.backing_name.clone()?;
+        Some(BackingRef { name, format: tables.header.backing_format.clone() })
+    }
+
+    fn map(&self, at: GuestOffset, len: u64) -> Result<Extent> {
+        self.map_range(at, len)
+    }
+
+    fn prepare_status(&self) -> Result<()> {
+        self.detect_preallocation().map(drop)
+    }
+
+    fn read_encoded(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        self.read_compressed(at.0, buf)
+    }
+
+    fn prepare_write(&self, at: GuestOffset, len: u64) -> Result<Grant> {
+        self.grant_clusters(at.0, len)
+    }
+
+    fn prepare_encoded(&self, at: GuestOffset, encoded_len: u64) -> Result<Grant> {
+        self.grant_compressed(at.0, encoded_len)
+    }
+
+    fn commit_write(&self, grant: Grant) -> Result<()> {
+        self.link_grant(&grant)
+    }
+
+    fn abort_write(&self, grant: Grant) {
+        self.drop_grant(&grant);
+    }
+
+    fn encoder(&self, level: Level) -> Option<Box<dyn Encoder>> {
+        if self.data_file.is_some() || !self.writable {
+            return None;
+        }
+        let compression = self.read_tables().header.compression;
+        Some(Box::new(ClusterEncoder::new(compression, level)))
+    }
+
+    fn write_zeroes(&self, at: GuestOffset, len: u64, space: ZeroSpace) -> Result<()> {
+        self.zero_range(at.0, len, space)
+    }
+
+    fn discard(&self, at: GuestOffset, len: u64) -> Result<()> {
+        self.discard_range(at.0, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        let mut tables = self.write_tables();
+        self.flush_tables(&mut tables)
+    }
+
+    fn close(&self) -> Result<()> {
+        self.close_image()
+    }
+
+    fn resize(&self, request: Resize) -> Result<()> {
+        self.resize_disk(request)
+    }
+
+    fn make_empty(&self) -> Result<()> {
+        self.drop_all_mappings()
+    }
+
+    fn set_backing(&self, backing: Option<&BackingRef>) -> Result<()> {
+        let mut tables = self.write_tables();
+        self.check_usable(&tables)?;
+        if tables.geometry.external_raw && backing.is_some() {
+            return Err(Error::invalid(
+                "Cannot set a backing file on an image whose data file must stay valid as a raw image",
+            ));
+        }
+        // Mappings that make the new view right must be on disk before the name changes.
+        self.flush_tables(&mut tables)?;
+        let old = tables.header.clone();
+        tables.header.backing_name = backing.map(|b| b.name.clone()).filter(|n| !n.is_empty());
+        tables.header.backing_format = backing.and_then(|b| b.format.clone());
+        let written = tables.header.write(&*self.file).and_then(|()| self.barrier());
+        if written.is_err() {
+            tables.header = old;
+        }
+        written
+    }
+
+    fn info(&self) -> Result<ImageInfo> {
+        let tables = self.read_tables();
+        let h = &tables.header;
+        let v3 = h.version >= 3;
+        let specific = Qcow2Info {
+            compat: if v3 { "1.1" } else { "0.10" }.to_owned(),
+            data_file: h.has(incompatible::DATA_FILE).then(|| h.data_file.clone()).flatten(),
+            data_file_raw: h.has(incompatible::DATA_FILE).then_some(self.geometry.external_raw),
+            extended_l2: v3.then_some(self.geometry.extended),
+            lazy_refcounts: v3.then_some(h.compatible & compatible::LAZY_REFCOUNTS != 0),
+            corrupt: v3.then_some(h.has(incompatible::CORRUPT)),
+            refcount_bits: 1 << h.refcount_order,
+            encrypt: None,
+            bitmaps: None,
+            compression_type: h.compression.name().to_owned(),
+        };
+        Ok(ImageInfo {
+            cluster_size: Some(self.geometry.cluster()),
+            encrypted: h.crypt_method != 0,
+            compressed: None,
+            dirty: Some(h.has(incompatible::DIRTY)),
+            vm_state_offset: Some(self.vm_state_offset(&tables)),
+            specific: Some(SpecificInfo::Qcow2(specific)),
+        })
+    }
+
+    fn zero_init(&self) -> bool {
+        // A preallocated image on a device would show what the device held.
+        let (_, data) = self.data_storage();
+        data.zero_init() || self.read_tables().l1.iter().all(|&e| e == 0)
+    }
+}
+
+impl Qcow2Image {
+    /// Guest offset behind the disk at which VM state is stored.
+    pub(super) fn vm_state_offset(&self, tables: &Tables) -> u64 {
+        let g = &self.geometry;
+        g.l1_entries(tables.header.size).saturating_mul(g.l2_span())
+    }
+}

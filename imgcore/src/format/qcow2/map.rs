@@ -1,0 +1,142 @@
+//! Where guest bytes are.
+
+use super::image::Qcow2Image;
+use super::tables::{Cluster, L2Entry, Tables};
+use crate::format::{Extent, Mapping, StorageId};
+use crate::num::{GuestOffset, HostOffset, round_down};
+use crate::{Error, Result};
+
+/// Id of the image file.
+pub const IMAGE: StorageId = StorageId(0);
+/// Id of the external data file.
+pub const DATA_FILE: StorageId = StorageId(1);
+
+/// What one lookup found.
+enum Found {
+    Extent(Extent),
+    /// This slice of this table has to be loaded first.
+    Missing {
+        table: u64,
+        at: u64,
+    },
+}
+
+impl Qcow2Image {
+    /// See [`crate::format::Image::map`].
+    pub(super) fn map_range(&self, at: GuestOffset, len: u64) -> Result<Extent> {
+        if self.unreadable() {
+            return Err(self.unreadable_error());
+        }
+        let (table, slice) = {
+            let tables = self.read_tables();
+            match self.lookup(&tables, at.0, len)? {
+                Found::Extent(extent) => return self.checked(extent, tables.file_len, at),
+                Found::Missing { table, at } => (table, at),
+            }
+        };
+        let mut tables = self.write_tables();
+        tables.load_slice(&*self.file, table, slice)?;
+        match self.lookup(&tables, at.0, len)? {
+            Found::Extent(extent) => self.checked(extent, tables.file_len, at),
+            Found::Missing { at, .. } => {
+                Err(Error::corrupt("table slice could not be loaded").at_offset(at))
+            }
+        }
+    }
+
+    /// Refuses data that lie wholly beyond the end of the image file.
+    fn checked(&self, extent: Extent, file_len: u64, at: GuestOffset) -> Result<Extent> {
+        if let Mapping::Data { storage: IMAGE, offset, .. } = extent.mapping
+            && offset.0 >= file_len
+            && offset.0 >= self.file.len()?
+        {
+            return Err(Error::corrupt(format!(
+                "guest offset {at} is mapped to host offset {offset}, beyond the end of the image file"
+            ))
+            .at_path(self.file.name())
+            .at_offset(offset.0));
+        }
+        Ok(extent)
+    }
+
+    fn lookup(&self, tables: &Tables, guest: u64, len: u64) -> Result<Found> {
+        let g = &tables.geometry;
+        let len = len.min(g.l2_span() - guest % g.l2_span());
+        let Some((table, _)) = tables.l2_table(guest)? else {
+            return Ok(Found::Extent(Extent { len, mapping: Mapping::Backing }));
+        };
+        let at = table + g.l2_byte(guest);
+        let Some((bytes, from)) = tables.l2.peek(at) else {
+            return Ok(Found::Missing { table, at });
+        };
+        let mut end = guest;
+        let mut mapping: Option<Mapping> = None;
+        let mut from = from;
+        // Merge what follows seamlessly, within this slice.
+        while end - guest < len && from < bytes.len() {
+            let entry = tables.parse_entry(bytes, from);
+            entry.check(g, tables.header.version, end)?;
+            let whole = !g.extended || entry.is_compressed();
+            let unit = if whole { g.cluster() } else { g.subcluster() };
+            let cluster_end = round_down(end, g.cluster()) + g.cluster();
+            while end < cluster_end && end - guest < len {
+                let sub =
+                    if whole { 0 } else { u32::try_from(end % g.cluster() / unit).unwrap_or(0) };
+                let this = self.mapping_of(tables, entry, sub, end);
+                match mapping {
+                    None => mapping = Some(this),
+                    Some(first) if continues(first, this, end - guest) => {}
+                    Some(first) => {
+                        return Ok(Found::Extent(Extent { len: end - guest, mapping: first }));
+                    }
+                }
+                end = round_down(end, unit) + unit;
+            }
+            from += 1 << g.entry_bits;
+        }
+        let len = len.min(end - guest);
+        Ok(Found::Extent(Extent { len, mapping: mapping.unwrap_or(Mapping::Backing) }))
+    }
+
+    fn mapping_of(&self, tables: &Tables, entry: L2Entry, sub: u32, guest: u64) -> Mapping {
+        let g = &tables.geometry;
+        let place = |cluster: u64| {
+            let storage = if g.external { DATA_FILE } else { IMAGE };
+            (storage, HostOffset(cluster + guest % g.cluster()))
+        };
+        match entry.kind(g, sub) {
+            Cluster::Unallocated | Cluster::UnallocatedPlaced(_) => Mapping::Backing,
+            Cluster::Zero(host) => Mapping::Zero { reserved: host.map(place) },
+            Cluster::Compressed => {
+                let (offset, _) = g.compressed_place(entry.descriptor);
+                Mapping::Encoded { at: Some((IMAGE, HostOffset(offset))), compressed: true }
+            }
+            Cluster::Data(host) => {
+                let (storage, offset) = place(host);
+                Mapping::Data {
+                    storage,
+                    offset,
+                    in_place: self.writable && entry.copied() && !tables.broken,
+                    probe_holes: self.probe_holes(),
+                }
+            }
+        }
+    }
+}
+
+/// Whether `next`, found `distance` bytes after `first`, belongs to the same extent.
+fn continues(first: Mapping, next: Mapping, distance: u64) -> bool {
+    let follows = |a: (StorageId, HostOffset), b: (StorageId, HostOffset)| {
+        a.0 == b.0 && a.1.0.checked_add(distance) == Some(b.1.0)
+    };
+    match (first, next) {
+        (Mapping::Backing, Mapping::Backing)
+        | (Mapping::Zero { reserved: None }, Mapping::Zero { reserved: None }) => true,
+        (Mapping::Zero { reserved: Some(a) }, Mapping::Zero { reserved: Some(b) }) => follows(a, b),
+        (
+            Mapping::Data { storage: s, offset: o, in_place: i, .. },
+            Mapping::Data { storage: t, offset: p, in_place: j, .. },
+        ) => i == j && follows((s, o), (t, p)),
+        _ => false,
+    }
+}

@@ -245,6 +245,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// Records that `below`, which changed with this image's knowledge (a commit into it), is still the
+    /// file that this image is made on.
+    fn adopt_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the bytes at `at` are; looks at no more than `len` (> 0) bytes. `at + len` must lie
     /// inside the disk.
     fn map(&self, at: GuestOffset, len: u64) -> Result<Extent>;

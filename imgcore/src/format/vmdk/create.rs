@@ -5,8 +5,7 @@ use std::fmt::Write;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
-use super::content_id;
-use super::descriptor::random_cid;
+use super::cid::{content_id, random_cid};
 use super::geometry::MAX_DIRECTORY;
 use super::layout::{self, SECTOR, SparseHeader};
 use super::text::NewDescriptor;

@@ -81,6 +81,8 @@ pub(super) struct Descriptor {
     pub parent_cid: u32,
     pub create_type: Option<String>,
     pub parent: Option<String>,
+    /// The disk was made on another one, by VirtualBox's account.
+    pub parent_uuid: Option<String>,
 }
 
 /// The text up to the first NUL; bytes that are not UTF-8 are taken for Latin-1.
@@ -127,10 +129,30 @@ impl Descriptor {
                 && !v.is_empty()
             {
                 found.parent.get_or_insert_with(|| v.to_owned());
+            } else if let Some(v) = value(line, "ddb.uuid.parent")
+                && v.bytes().any(|b| !matches!(b, b'0' | b'-'))
+            {
+                found.parent_uuid.get_or_insert_with(|| v.to_owned());
             }
         }
         found.cid = cid.ok_or_else(|| invalid().hint("the descriptor has no line 'CID=...'"))?;
         Ok(found)
+    }
+
+    /// Refuses a disk that is only the difference to another one which it does not name: what is missing
+    /// would read as zeroes, and nobody would notice.
+    pub(super) fn check_parent(&self) -> Result<()> {
+        let named = self.parent.is_some();
+        let cid = !matches!(self.parent_cid, NO_PARENT | 0);
+        let which = match &self.parent_uuid {
+            Some(uuid) if !named => format!("UUID {uuid}"),
+            None if !named && cid => format!("content id {:08x}", self.parent_cid),
+            _ => return Ok(()),
+        };
+        Err(Error::unsupported(format!(
+            "The disk holds only the differences to a parent disk ({which}) that it does not name"
+        ))
+        .hint("add a line parentFileNameHint=\"FILE\" with the parent's file to the descriptor, or merge the disks with the product that made them"))
     }
 
     /// Refuses a disk that QEMU does not read as a descriptor in a file of its own.
@@ -249,45 +271,4 @@ fn word(line: &str) -> (&str, &str) {
 /// For messages: no screen full of garbage.
 fn shorten(line: &str) -> String {
     line.chars().take(200).collect::<String>()
-}
-
-/// Puts another content id into a descriptor and leaves everything else alone. `None` when there is
-/// no line for it.
-///
-/// The number of digits stays where possible, so that only one sector of the text changes and a crash
-/// cannot leave half of two texts.
-pub(super) fn with_cid(bytes: &[u8], cid: u32) -> Option<Vec<u8>> {
-    let mut line_start = 0;
-    for line in bytes.split(|&b| b == b'\n') {
-        let blanks = line.iter().take_while(|b| b.is_ascii_whitespace()).count();
-        let rest = &line[blanks..];
-        let is_cid = rest.len() > 3 && rest[..3].eq_ignore_ascii_case(b"CID");
-        if is_cid && let Some(equals) = rest.iter().position(|&b| b == b'=') {
-            let digits_at = equals + 1 + blank_run(&rest[equals + 1..]);
-            let digits = rest[digits_at..].iter().take_while(|b| b.is_ascii_hexdigit()).count();
-            let start = line_start + blanks + digits_at;
-            let mut new = bytes[..start].to_vec();
-            let width = digits.max(8);
-            new.extend_from_slice(format!("{cid:0width$x}").as_bytes());
-            new.extend_from_slice(&bytes[start + digits..]);
-            return Some(new);
-        }
-        line_start += line.len() + 1;
-    }
-    None
-}
-
-fn blank_run(bytes: &[u8]) -> usize {
-    bytes.iter().take_while(|b| matches!(b, b' ' | b'\t' | b'"')).count()
-}
-
-/// A new content id: random, never that of "no parent", always of eight digits.
-pub(super) fn random_cid() -> u32 {
-    use std::hash::{BuildHasher, Hasher};
-    // The keys of a RandomState come from the system's source of randomness.
-    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
-    hasher.write_u64(0x564d_444b);
-    let wide = hasher.finish();
-    let low = u32::try_from(wide & 0xffff_ffff).unwrap_or(0);
-    (low | 0x1000_0000).min(NO_PARENT - 1)
 }

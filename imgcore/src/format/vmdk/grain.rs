@@ -19,9 +19,10 @@ use crate::{Error, Result};
 
 const MARKER: usize = size_of::<GrainMarker>();
 
-/// libdeflate's level where none is asked for: a third of the time that level 6 takes for files about
-/// three percent larger.
-const DEFAULT_LEVEL: i32 = 3;
+/// libdeflate's level where none is asked for. Files of programs and libraries in grains of 64 KiB,
+/// against zlib at level 6 (time 1, ratio 0.325): level 3 takes 0.21 (0.336), 4 takes 0.22 (0.334), 5
+/// takes 0.27 (0.326), 6 takes 0.33 (0.324).
+const DEFAULT_LEVEL: i32 = 4;
 
 /// Packs grains for a stream-optimized extent: marker, zlib data, zeroes up to a whole sector.
 pub(super) struct GrainEncoder {

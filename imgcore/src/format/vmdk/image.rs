@@ -1,6 +1,6 @@
 //! An opened VMDK: its parts, and where guest bytes are.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::descriptor::{Descriptor, ExtentAccess, ExtentKind};
@@ -67,6 +67,7 @@ pub(super) struct VmdkImage {
     /// The content id, and whether it was renewed since opening.
     pub cid: Mutex<u32>,
     pub cid_renewed: AtomicBool,
+    pub parent_cid: AtomicU32,
     pub parent_checked: AtomicBool,
     pub grains: GrainCache,
     /// Where plain writes to a stream wait; twice, because the contract hands out the trait object.
@@ -143,6 +144,12 @@ impl VmdkImage {
         let storage = self.storages.get(small(u64::from(id.0)))?;
         let number = u32::try_from(index).ok()?;
         Some(Sparse { extent, number, id: *id, geometry, storage })
+    }
+
+    /// Whether the grains at a guest offset are packed.
+    pub(super) fn packed_at(&self, at: u64) -> bool {
+        let sparse = self.find(at).ok().and_then(|(index, _)| self.sparse(index));
+        sparse.is_some_and(|s| s.geometry.compressed())
     }
 
     /// All sparse extents.

@@ -37,6 +37,7 @@
 //! while data are read or written; `tables` is held while one grain table is read.
 
 mod check;
+mod cid;
 mod create;
 mod descriptor;
 mod footer;
@@ -65,9 +66,9 @@ use super::{
     Granularity, Image, ImageInfo, Level, OpenContext, OptionKind, OptionSpec, Repair,
     SpecificInfo, StorageId, Watcher, ZeroSpace, info,
 };
+use crate::Result;
 use crate::num::GuestOffset;
 use crate::storage::Storage;
-use crate::{Error, Result};
 use descriptor::ExtentKind;
 use image::{Body, VmdkImage};
 use staging::STAGING;
@@ -160,17 +161,6 @@ impl Driver for VmdkDriver {
     }
 }
 
-/// The content id of an opened VMDK; `None` for other formats.
-fn content_id(image: &dyn Image) -> Result<Option<u32>> {
-    if image.format_name() != "vmdk" {
-        return Ok(None);
-    }
-    Ok(match image.info()?.specific {
-        Some(SpecificInfo::Vmdk(vmdk)) => Some(vmdk.cid),
-        _ => None,
-    })
-}
-
 impl VmdkImage {
     /// Largest grain, and whether all grains lie at multiples of that on the guest's disk.
     fn grain_unit(&self) -> Option<(u64, bool)> {
@@ -256,22 +246,11 @@ impl Image for VmdkImage {
     }
 
     fn check_backing(&self, below: &dyn Image) -> Result<()> {
-        if self.parent_checked.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        if let Some(cid) = content_id(below)?
-            && cid != self.descriptor.parent_cid
-        {
-            return Err(Error::errno(libc::EINVAL)
-                .context(format!(
-                    "the parent's content id is {cid:08x}, and this disk was made on {:08x}: the parent was changed or is another disk",
-                    self.descriptor.parent_cid
-                ))
-                .at_path(self.storages[0].name())
-                .hint("use the unchanged parent; what only the parent holds cannot be trusted"));
-        }
-        self.parent_checked.store(true, Ordering::Release);
-        Ok(())
+        self.check_parent(below)
+    }
+
+    fn adopt_backing(&self, below: &dyn Image) -> Result<()> {
+        self.adopt_parent(below)
     }
 
     fn map(&self, at: GuestOffset, len: u64) -> Result<Extent> {
@@ -287,7 +266,7 @@ impl Image for VmdkImage {
     }
 
     fn prepare_write(&self, at: GuestOffset, len: u64) -> Result<Grant> {
-        if self.compressed() { self.grant_staged(at.0, len) } else { self.grant(at.0, len) }
+        if self.packed_at(at.0) { self.grant_staged(at.0, len) } else { self.grant(at.0, len) }
     }
 
     fn prepare_encoded(&self, at: GuestOffset, encoded_len: u64) -> Result<Grant> {
@@ -295,7 +274,7 @@ impl Image for VmdkImage {
     }
 
     fn commit_write(&self, grant: Grant) -> Result<()> {
-        match (grant.storage, self.compressed()) {
+        match (grant.storage, self.packed_at(grant.at.0)) {
             (STAGING, _) => self.append_staged(&grant),
             (_, true) => self.link_packed(&grant),
             (_, false) => self.link(&grant),
@@ -303,7 +282,7 @@ impl Image for VmdkImage {
     }
 
     fn abort_write(&self, grant: Grant) {
-        match (grant.storage, self.compressed()) {
+        match (grant.storage, self.packed_at(grant.at.0)) {
             (STAGING, _) => self.drop_staged(&grant),
             (_, true) => self.give_back_packed(&grant),
             (_, false) => self.give_back(&grant),
@@ -342,11 +321,11 @@ impl Image for VmdkImage {
         let vmdk = info::VmdkInfo {
             create_type: self.descriptor.create_type.clone().unwrap_or_default(),
             cid,
-            parent_cid: self.descriptor.parent_cid,
+            parent_cid: self.parent_cid.load(Ordering::Acquire),
             extents: self.extent_infos(),
         };
         Ok(ImageInfo {
-            cluster_size: self.sparse_extents().next().map(|s| s.geometry.grain),
+            cluster_size: self.sparse(0).map(|s| s.geometry.grain),
             specific: Some(SpecificInfo::Vmdk(vmdk)),
             ..ImageInfo::default()
         })

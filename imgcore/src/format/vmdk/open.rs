@@ -1,6 +1,6 @@
 //! Opening: from the first bytes of a file to an image with all its extents.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::descriptor::{self, Descriptor, ExtentAccess, ExtentKind, ExtentLine};
@@ -217,6 +217,9 @@ fn build(
     descriptor: Descriptor,
     descriptor_at: Option<(u64, u64)>,
 ) -> Result<VmdkImage> {
+    if !cx.header_only && !cx.for_check {
+        descriptor.check_parent().map_err(|e| e.at_path(cx.storage.name()))?;
+    }
     let size = extents.last().map_or(0, |e| e.start + e.len);
     let mut tables = Tables { dirs: Vec::new(), cache: Cache::default(), stream: None };
     for extent in &extents {
@@ -242,6 +245,7 @@ fn build(
         access: cx.access,
         scratch: cx.scratch,
         cid: Mutex::new(descriptor.cid),
+        parent_cid: AtomicU32::new(descriptor.parent_cid),
         descriptor,
         descriptor_at,
         tables: RwLock::new(tables),

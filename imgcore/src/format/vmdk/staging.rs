@@ -119,13 +119,7 @@ impl VmdkImage {
     pub(super) fn grant_staged(&self, at: u64, len: u64) -> Result<Grant> {
         let (sparse, offset) = self.writable_sparse(at)?;
         let grain = sparse.geometry.grain;
-        let written = match self.locate(at, 1)?.mapping {
-            crate::format::Mapping::Backing => false,
-            crate::format::Mapping::Encoded { .. } => true,
-            // Zeroed grains of other products: nothing packed, but an entry that is used.
-            _ => true,
-        };
-        if written {
+        if self.locate(at, 1)?.mapping != crate::format::Mapping::Backing {
             return Err(super::stream::allocated(sparse, at));
         }
         let whole =

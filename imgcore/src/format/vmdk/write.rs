@@ -4,15 +4,14 @@
 //! the other in the order of the `prepare` calls.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
-use super::descriptor::{self, ExtentAccess};
+use super::descriptor::ExtentAccess;
 use super::image::{Body, Sparse, Tables, VmdkImage, load_into};
 use super::layout::SECTOR;
 use super::tables::{CACHE_BYTES, Entry, Key, encode};
 use crate::format::{Access, Grant, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset, len_u64, round_down, round_up, small};
-use crate::storage::{Preallocation, Storage, ZeroMode};
+use crate::storage::{Preallocation, ZeroMode};
 use crate::{Error, Result};
 
 impl VmdkImage {
@@ -257,57 +256,6 @@ impl VmdkImage {
     pub(super) fn sync(&self) -> Result<()> {
         self.storages.iter().try_for_each(|s| s.flush())
     }
-
-    /// Gives the disk a new content id before its first change, so that children notice.
-    pub(super) fn renew_cid(&self) -> Result<()> {
-        if self.cid_renewed.load(Ordering::Acquire) || self.scratch {
-            return Ok(());
-        }
-        let mut current = self.cid.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.cid_renewed.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let main = &*self.storages[0];
-        let (offset, room) = match self.descriptor_at {
-            Some((offset, room)) => (offset, room.min(descriptor::MAX_TEXT)),
-            None => (0, main.len()?.min(descriptor::MAX_TEXT)),
-        };
-        let mut text = vec![0; small(room)];
-        main.read_at(offset, &mut text)?;
-        let cid = descriptor::random_cid();
-        let mut new = descriptor::with_cid(&text, cid)
-            .ok_or_else(|| Error::corrupt("invalid VMDK image descriptor").at_path(main.name()))?;
-        if self.descriptor_at.is_some() && !fit(&mut new, text.len()) {
-            return Err(Error::corrupt("the descriptor has no room for a longer content id")
-                .at_path(main.name())
-                .at_offset(offset));
-        }
-        write_changed(main, offset, &text, &new)?;
-        *current = cid;
-        self.cid_renewed.store(true, Ordering::Release);
-        Ok(())
-    }
-}
-
-/// Cuts zeroes at the end of an embedded text that grew; false when it does not fit.
-fn fit(text: &mut Vec<u8>, room: usize) -> bool {
-    let fits = text.iter().skip(room).all(|&b| b == 0);
-    text.truncate(room);
-    fits
-}
-
-/// Writes only the sectors that differ.
-fn write_changed(storage: &dyn Storage, offset: u64, old: &[u8], new: &[u8]) -> Result<()> {
-    let sector = small(SECTOR);
-    let mut at = offset;
-    for (i, piece) in new.chunks(sector).enumerate() {
-        let before = old.get(i * sector..old.len().min(i * sector + piece.len()));
-        if before != Some(piece) {
-            storage.write_at(at, piece)?;
-        }
-        at += len_u64(piece.len());
-    }
-    Ok(())
 }
 
 /// Makes a table (and its redundant copy) where the directory has none: in memory now, on disk with

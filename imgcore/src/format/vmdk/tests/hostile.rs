@@ -96,6 +96,25 @@ fn texts() {
 }
 
 #[test]
+fn unnamed_parents() {
+    let dir = Dir::new();
+    dir.put("f.bin", &[7; 8192]);
+    let base = "CID=1\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"f.bin\" 8\n";
+    let uuid = "ddb.uuid.parent=\"7782f4ef-0ad7-4ee7-8150-e89e9c521089\"\n";
+    let zero = "ddb.uuid.parent=\"00000000-0000-0000-0000-000000000000\"\n";
+    for (more, good) in [
+        (uuid, false),
+        ("parentCID=12345678\n", false),
+        (zero, true),
+        ("parentCID=00000000\n", true),
+        ("parentFileNameHint=\"a\"\nparentCID=12345678\n", true),
+    ] {
+        dir.put("x.vmdk", format!("{base}{more}").as_bytes());
+        assert_eq!(dir.open(Access::Read).is_ok(), good, "{more}");
+    }
+}
+
+#[test]
 fn probing() {
     let probe = |b: &[u8]| super::VmdkDriver.probe(b, "x");
     assert_eq!(probe(b"KDMV"), 100);

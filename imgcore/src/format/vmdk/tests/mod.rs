@@ -1,6 +1,8 @@
 //! Tests of the format: helpers.
 
 mod corpus;
+mod crash;
+mod esx;
 mod hostile;
 mod layouts;
 mod model;

@@ -171,7 +171,7 @@ fn same_descriptor_and_header() {
                     (a, b) = (a[512..10752].to_vec(), b[512..10752].to_vec());
                 }
                 for bytes in [&mut a, &mut b] {
-                    if let Some(new) = super::super::descriptor::with_cid(bytes, 0x1234_5678) {
+                    if let Some(new) = super::super::cid::with_id(bytes, "CID", 0x1234_5678) {
                         let room = bytes.len();
                         *bytes = new;
                         if bytes.len() > room && room > 5000 {

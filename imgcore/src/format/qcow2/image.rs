@@ -9,7 +9,8 @@ use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
-    BackingRef, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, StorageId, ZeroSpace,
+    BackingRef, CheckReport, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, Repair,
+    SnapshotStore, StorageId, Watcher, ZeroSpace,
 };
 use crate::num::GuestOffset;
 use crate::storage::{Preallocation, Storage};
@@ -187,6 +188,14 @@ impl Image for Qcow2Image {
 
     fn resize(&self, size: u64, how: Preallocation) -> Result<()> {
         self.resize_disk(size, how)
+    }
+
+    fn check(&self, repair: Repair, watcher: &dyn Watcher) -> Option<Result<CheckReport>> {
+        Some(self.check_image(repair, watcher))
+    }
+
+    fn snapshots(&self) -> Option<&dyn SnapshotStore> {
+        Some(self)
     }
 
     fn make_empty(&self) -> Result<()> {

@@ -196,9 +196,9 @@ impl Image for RawImage {
         if how == Preallocation::Metadata {
             return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
         }
-        let size = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
+        let shown = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
         self.storage.set_len(size, how)?;
-        self.size.store(size, Ordering::Release);
+        self.size.store(shown, Ordering::Release);
         Ok(())
     }
 

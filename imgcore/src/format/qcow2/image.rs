@@ -9,8 +9,8 @@ use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
-    BackingRef, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, Resize, StorageId,
-    ZeroSpace,
+    BackingRef, CheckReport, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, Repair,
+    Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
 };
 use crate::num::GuestOffset;
 use crate::storage::Storage;
@@ -76,8 +76,8 @@ impl Qcow2Image {
         }
         let mut tables = self.write_tables();
         let found = if self.data_file.is_some() {
-            // An external file is asked for its holes itself.
-            true
+            // Host and guest offsets are the same there: nothing is preallocated beyond the file.
+            false
         } else {
             let cluster = self.geometry.cluster();
             let stored = self.file.allocated()?.unwrap_or(u64::MAX) / cluster;
@@ -188,6 +188,14 @@ impl Image for Qcow2Image {
 
     fn resize(&self, request: Resize) -> Result<()> {
         self.resize_disk(request)
+    }
+
+    fn check(&self, repair: Repair, watcher: &dyn Watcher) -> Option<Result<CheckReport>> {
+        Some(self.check_image(repair, watcher))
+    }
+
+    fn snapshots(&self) -> Option<&dyn SnapshotStore> {
+        Some(self)
     }
 
     fn make_empty(&self) -> Result<()> {

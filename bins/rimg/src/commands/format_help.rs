@@ -1,7 +1,7 @@
 //! `-o help`: which options a format has.
 
 use imgcore::format::{self, Driver, OptionSpec};
-use imgcore::opts::creation;
+use imgcore::ops::creation;
 
 use crate::failure::Failure;
 use crate::output;

@@ -147,7 +147,7 @@ impl Choices {
         if options.flag("encryption") == Some(true) || options.text("encrypt.format").is_some() {
             return Err(Error::unsupported("creating encrypted qcow2 images is not supported"));
         }
-        let preallocation = crate::format::raw::preallocation(
+        let preallocation = crate::format::options::preallocation(
             options,
             &[Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full],
         )?;

@@ -241,6 +241,16 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Stores the first block of a file that just got its length, as QEMU does: direct I/O can then
+    /// find out its alignment, and `map` shows the same for both.
+    fn store_first_block(&self, len: u64) -> Result<()> {
+        let size = if len < len_u64(MEMORY_ALIGN) { 512 } else { MEMORY_ALIGN };
+        if len < len_u64(size) {
+            return Ok(());
+        }
+        self.write_at(0, &AlignedBuf::new(size).bytes()[..])
+    }
+
     /// Zeroes by writing, the last resort.
     fn write_zero_bytes(&self, offset: u64, len: u64) -> Result<()> {
         let mut buf = AlignedBuf::new(small(len).min(PIECE));
@@ -347,10 +357,12 @@ impl Storage for FileStorage {
         }
         let at = |e: Error| e.at_path(&self.name).at_offset(len);
         if len <= old || matches!(how, Preallocation::Off | Preallocation::Metadata) {
-            return self.file.set_len(len).map_err(|e| self.error(&e, len));
+            self.file.set_len(len).map_err(|e| self.error(&e, len))?;
+            return if old == 0 { self.store_first_block(len) } else { Ok(()) };
         }
         if how == Preallocation::Falloc {
             return match sparse::reserve(&self.file, old, len - old).map_err(at)? {
+                Outcome::Done if old == 0 => self.store_first_block(len),
                 Outcome::Done => Ok(()),
                 Outcome::Unsupported => Err(at(Error::errno(libc::EOPNOTSUPP)
                     .context("Could not preallocate data for the new file"))),

@@ -360,6 +360,7 @@ impl Storage for FileStorage {
         }
         if how == Preallocation::Falloc {
             return match sparse::reserve(&self.file, old, len - old).map_err(at)? {
+                Outcome::Done if old == 0 => self.allocate_first_block(len),
                 Outcome::Done => Ok(()),
                 Outcome::Unsupported => Err(at(Error::errno(libc::EOPNOTSUPP)
                     .context("Could not preallocate data for the new file"))),

@@ -30,6 +30,9 @@ use crate::{Error, Result};
 /// Most clusters of an image file, as in the reference implementation.
 const MAX_CLUSTERS: u64 = 0x7fff_ffff;
 
+/// Most lines about one thing that is reached several times.
+const MAX_REPEATS: u64 = 16;
+
 /// A check in progress.
 pub(super) struct Check<'a> {
     pub(super) image: &'a Qcow2Image,
@@ -495,9 +498,11 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Counts one finding of damage `times` over.
+    /// Counts one finding of damage `times` over, as often as the damaged table is reached.
     pub(super) fn corrupt(&mut self, times: u64, line: &str) {
-        self.note(line);
+        for _ in 0..times.min(MAX_REPEATS) {
+            self.note(line);
+        }
         self.report.corruptions += times;
     }
 }

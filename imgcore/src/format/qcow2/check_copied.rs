@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::check::Check;
 use super::check_refs::words;
-use super::layout::{COMPRESSED, COPIED, OFFSET_MASK, ZERO};
+use super::layout::{COMPRESSED, COPIED, OFFSET_MASK, REFTABLE_MASK, ZERO};
 use crate::format::{Repair, check_cancelled};
 use crate::num::{len_u64, small};
 use crate::{Error, Result};
@@ -39,8 +39,9 @@ impl Check<'_> {
             if at == 0 {
                 continue;
             }
-            let count = self.counts.get(at / cluster);
-            if (count == 1) != (entry & COPIED != 0) {
+            let count = self.count_on_disk(at / cluster);
+            if count.is_some_and(|n| (n == 1) != (entry & COPIED != 0)) {
+                let count = count.unwrap_or(0);
                 self.corrupt(
                     1,
                     &format!(
@@ -54,7 +55,7 @@ impl Check<'_> {
             if at >= self.file_len {
                 continue;
             }
-            if count != 1
+            if count != Some(1)
                 && let Some(&found) = shared.get(&at)
             {
                 self.report.corruptions += found;
@@ -68,7 +69,7 @@ impl Check<'_> {
             words(&bytes, &mut entries);
             let wrong = self.wrong_flags(&entries, verb);
             self.report.corruptions += len_u64(wrong.len());
-            if count != 1 {
+            if count != Some(1) {
                 shared.insert(at, if repair { 0 } else { len_u64(wrong.len()) });
             }
             if repair && !wrong.is_empty() {
@@ -83,8 +84,22 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// The count in the file, if it can be read; that it cannot was said before.
+    fn count_on_disk(&mut self, cluster: u64) -> Option<u64> {
+        let refs = &mut self.tables.refs;
+        let index = small(cluster >> refs.block_bits());
+        let block = refs.table.get(index).copied().unwrap_or(0) & REFTABLE_MASK;
+        if !block.is_multiple_of(self.tables.geometry.cluster()) {
+            return None;
+        }
+        if cluster < self.counts.len() {
+            return Some(self.counts.get(cluster));
+        }
+        refs.get(self.file, cluster).ok()
+    }
+
     /// Indexes (in words) of entries whose flag is wrong.
-    fn wrong_flags(&self, entries: &[u64], verb: &str) -> Vec<usize> {
+    fn wrong_flags(&mut self, entries: &[u64], verb: &str) -> Vec<usize> {
         let g = self.tables.geometry;
         let step = if g.extended { 2 } else { 1 };
         let mut wrong = Vec::new();
@@ -97,7 +112,8 @@ impl Check<'_> {
             if at == 0 && (zero || !(g.external && entry & COPIED != 0)) {
                 continue;
             }
-            let count = if g.external { 1 } else { self.counts.get(at >> g.cluster_bits) };
+            let count = if g.external { Some(1) } else { self.count_on_disk(at >> g.cluster_bits) };
+            let Some(count) = count else { continue };
             if (count == 1) != (entry & COPIED != 0) {
                 self.note(&format!(
                     "{verb} OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={count}"

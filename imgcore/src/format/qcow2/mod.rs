@@ -30,6 +30,8 @@
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
 //! It is held while tables are read or written, never while guest data are.
 
+mod bitmap;
+mod bitmap_bits;
 mod bitmap_dir;
 pub mod cache;
 mod check;

@@ -28,8 +28,6 @@ pub struct Qcow2Image {
     pub(super) writable: bool,
     /// Unfinished private target: no barriers.
     pub(super) scratch: bool,
-    /// Shows an internal snapshot.
-    pub(super) snapshot_view: bool,
     /// Why guest data cannot be read although the header can (encryption, missing data file).
     pub(super) unreadable: Option<String>,
     /// Whether the file looks preallocated without data; found out when first asked.

@@ -1,5 +1,6 @@
 //! Images that must be refused, or read within seconds and little memory, and never crash a program.
 //!
+//! A refusal by `convert` names the file: in a chain or a directory of hundreds that is what people need.
 //! The manifest's note says what a reader must do with each ([`Expect`]); the bounds are the same for all.
 
 use crate::corpus::{Corpus, Row};
@@ -78,6 +79,13 @@ pub fn challenge(
         match call.run() {
             Ok(outcome) => {
                 complaints.extend(unbounded(&words.join(" "), &outcome));
+                if words[0] == "convert"
+                    && outcome.end == End::Exit(1)
+                    && !outcome.err().contains(name)
+                {
+                    complaints
+                        .push(format!("convert does not name the file: {}", outcome.err().trim()));
+                }
                 Some(outcome.end)
             }
             Err(error) => {
@@ -102,6 +110,9 @@ pub fn challenge(
         Expect::RefusedAtOpen if info == ok => Some("info accepts it"),
         Expect::RefusedAtOpen | Expect::RefusedByConvert if convert == ok => {
             Some("convert accepts it")
+        }
+        Expect::RefusedByConvert if row.note.contains("info works") && info != ok => {
+            Some("info refuses it")
         }
         Expect::FailsOrReports if convert == ok && check == ok => {
             Some("neither convert nor check finds anything")

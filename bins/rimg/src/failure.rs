@@ -99,6 +99,9 @@ impl Failure {
             text.push_str(&format!("{program}: {message}\n"));
         }
         for hint in &self.hints {
+            if hint.starts_with("warning: ") {
+                text.push_str(&format!("{program}: "));
+            }
             text.push_str(hint);
             text.push('\n');
         }

@@ -12,6 +12,7 @@ mod local_time;
 mod output;
 mod progress;
 mod session;
+mod signals;
 
 use std::process::ExitCode;
 

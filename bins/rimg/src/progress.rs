@@ -16,6 +16,7 @@ use imgcore::format::Watcher;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::session::Session;
+use crate::signals;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,17 +66,12 @@ impl Reporter {
     pub fn new(session: &Session, mode: Mode) -> Self {
         let cancel = Arc::new(AtomicBool::new(false));
         let asked = Arc::new(AtomicBool::new(false));
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            // Without handlers the job still runs; it is only less polite when interrupted.
-            let second =
-                signal_hook::flag::register_conditional_default(signal, Arc::clone(&cancel));
-            let _ = second.and_then(|_| signal_hook::flag::register(signal, Arc::clone(&cancel)));
-        }
-        let _ = signal_hook::flag::register(libc::SIGUSR1, Arc::clone(&asked));
+        signals::on_end(&cancel);
+        signals::on_question(&asked);
         let view = match mode {
             Mode::Off => View::Off,
             Mode::Json => View::Json,
-            Mode::On if session.as_qemu_img || !std::io::stdout().is_terminal() => View::Percent,
+            Mode::On if session.as_qemu_img || !on_terminal() => View::Percent,
             Mode::On => View::Bar(bar()),
         };
         let program = session.program.clone();
@@ -190,6 +186,11 @@ impl Watcher for Reporter {
     fn cancelled(&self) -> bool {
         self.interrupted()
     }
+}
+
+/// The bar is drawn on stderr, and replaces what would go to stdout.
+fn on_terminal() -> bool {
+    std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
 }
 
 fn bar() -> ProgressBar {

@@ -1,5 +1,6 @@
 //! The built program on command lines whose answer needs no image format: exit codes, and the text
 //! that qemu-img 10.0.2 prints.
+#![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -136,4 +137,78 @@ fn a_file_is_not_overwritten_by_accident() {
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 1 << 20);
     assert!(run_as("qemu-img", dir.path(), "create x 2M").status.success());
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 2 << 20);
+}
+
+#[test]
+fn an_interrupted_conversion_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.raw"), vec![1; 8 << 20]).unwrap();
+    run_as("rimg", dir.path(), "--version");
+    let mut child = Command::new(dir.path().join("rimg"))
+        .args(["convert", "-r", "1M", "-O", "qcow2", "a.raw", "b.qcow2"])
+        .current_dir(dir.path())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // The rate limit makes it last eight seconds; it has begun once its temporary file is there.
+    let names = || std::fs::read_dir(dir.path()).unwrap().count();
+    for _ in 0..500 {
+        if names() > 2 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(names(), 3);
+    assert!(!dir.path().join("b.qcow2").exists());
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(names(), 2);
+}
+
+/// The same answers as the installed qemu-img for raw images, byte for byte.
+#[test]
+fn as_the_installed_tool() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    bytes[65536..131_072].fill(7);
+    std::fs::write(dir.path().join("a.raw"), &bytes).unwrap();
+    std::fs::write(dir.path().join("a:b"), b"x").unwrap();
+    let reference = |line: &str| {
+        Command::new("qemu-img").args(line.split_whitespace()).current_dir(dir.path()).output()
+    };
+    if reference("--version").is_err() {
+        eprintln!("skipped: no qemu-img");
+        return;
+    }
+    for line in [
+        "info a.raw",
+        "info --output json a.raw",
+        "info -b --output=json -f raw a.raw",
+        "info file:a.raw",
+        "info ./a:b",
+        "info file:a:b",
+        "info --image-opts driver=raw,file.filename=a.raw",
+        "map a.raw",
+        "map --output json a.raw",
+        "map -s 64k -l 4k --output json a.raw",
+        "measure -O raw a.raw",
+        "measure --output json -O qcow2 --size 10G",
+        "compare a.raw a.raw",
+        "compare -s a.raw a:b",
+        "check a.raw",
+        "snapshot -l a.raw",
+        "create -f raw x 1.5k",
+        "create -f qcow2 -o cluster_size=4k,lazy_refcounts x 1M",
+        "create -f raw -o help",
+        "create -f raw -o help x",
+        "create -f qcow2 -o help",
+        "create -f qcow2 -o ? x",
+        "resize -f raw a.raw +0",
+    ] {
+        let (theirs, ours) = (reference(line).unwrap(), run_as("qemu-img", dir.path(), line));
+        assert_eq!(ours.status.code(), theirs.status.code(), "{line}");
+        let text = |o: &Output| String::from_utf8_lossy(&o.stdout).into_owned();
+        assert_eq!(text(&ours), text(&theirs), "{line}");
+    }
 }

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Job;
+use super::creation;
 use crate::format::{self, BackingRef, CreateOptions, Driver, OptionSpec};
 use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
 use crate::graph::gate::combine;
 use crate::graph::open::{OpenOptions, OpenRequest, Sharing, open};
 use crate::graph::output::{Durability, Output, Overwrite};
-use crate::opts::creation;
 use crate::opts::filename::{self, Filename};
 use crate::storage::CacheMode;
 use crate::{Error, Result};

@@ -12,6 +12,7 @@ pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod create;
+pub mod creation;
 pub mod dd;
 pub mod info;
 pub mod map;
@@ -20,6 +21,7 @@ pub mod parallel;
 pub mod rate;
 pub mod rebase;
 pub mod resize;
+pub mod selector;
 pub mod snapshot;
 pub mod source;
 

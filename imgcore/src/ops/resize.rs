@@ -95,7 +95,7 @@ fn wording(error: Error) -> Error {
 }
 
 /// Zeroes the part of a grown disk in which a longer backing file would show through.
-fn hide_backing(node: &crate::graph::Node, from: u64, to: u64) -> Result<()> {
+pub(super) fn hide_backing(node: &crate::graph::Node, from: u64, to: u64) -> Result<()> {
     let Some(below) = node.backing() else { return Ok(()) };
     let end = below.virtual_size().min(to);
     if end <= from {

@@ -15,7 +15,16 @@ pub fn program(name: &'static str) -> Clap {
     for command in COMMANDS {
         clap = clap.subcommand(one(command));
     }
-    clap
+    let shell = clap::builder::PossibleValuesParser::new(["bash", "zsh", "fish"]);
+    let commands = clap::builder::PossibleValuesParser::new(COMMANDS.iter().map(|c| c.name));
+    clap.subcommand(
+        Clap::new("completions")
+            .about("Print a completion script")
+            .arg(Arg::new("SHELL").required(true).value_parser(shell)),
+    )
+    .subcommand(
+        Clap::new("man").about("Print a man page").arg(Arg::new("COMMAND").value_parser(commands)),
+    )
 }
 
 /// The program without its commands.

@@ -150,10 +150,6 @@ const INFO: Command = Command {
             .id("cache")
             .also(&["cache"])
             .values(CACHE_MODES),
-        flag(None, NO_LONG, "Accepted for compatibility with newer qemu-img")
-            .id("limits")
-            .also(&["limits"])
-            .hidden(),
     ],
     examples: &[
         ("rimg info disk.qcow2", "What is this file?"),
@@ -539,7 +535,7 @@ const BITMAP: Command = Command {
     about: "Perform modifications of the persistent bitmap in the image",
     details: "Changes a dirty bitmap of a qcow2 image, as incremental backup uses it. Several \
         operations are carried out in the order given.",
-    positionals: &[IMAGE, pos("BITMAP", "Name of the bitmap")],
+    positionals: &[IMAGE, pos("BITMAP", "Name of the bitmap").optional()],
     opts: &[
         HELP,
         OBJECT,
@@ -549,6 +545,10 @@ const BITMAP: Command = Command {
         val(Some('g'), "granularity", "SIZE", "Bytes per bit, for --add (default 64k)")
             .under("Operations"),
         flag(None, "remove", "Delete BITMAP").under("Operations"),
+        flag(None, NO_LONG, "Delete all bitmaps; takes no BITMAP and no other operation")
+            .id("remove-all")
+            .also(&["remove-all"])
+            .under("Operations"),
         flag(None, "clear", "Clear all bits").under("Operations"),
         flag(None, "enable", "Record writes from now on").under("Operations"),
         flag(None, "disable", "Stop recording").under("Operations"),

@@ -125,3 +125,37 @@ fn tables_are_sound() {
         }
     }
 }
+
+#[test]
+fn no_line_panics() {
+    let words = [
+        "-",
+        "--",
+        "-f",
+        "--o",
+        "--output",
+        "=",
+        "--é",
+        "-é",
+        "-fé",
+        "-1",
+        "--progress",
+        "json",
+        "",
+    ];
+    let mut seed = 7u32;
+    for command in super::super::commands::COMMANDS {
+        for _ in 0..2000 {
+            let mut args = Vec::new();
+            for _ in 0..5 {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let a = words[(seed >> 8) as usize % words.len()];
+                let b = words[(seed >> 20) as usize % words.len()];
+                args.push(format!("{a}{b}"));
+            }
+            let mut p =
+                Parser::new(command.name, command.opts, args).with_sizes().with_progress_argument();
+            while let Ok(Some(_)) = p.next_option() {}
+        }
+    }
+}

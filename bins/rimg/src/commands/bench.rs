@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use imgcore::graph::open::open;
 use imgcore::ops::bench::{self, BenchKind, BenchOptions, BenchReport};
 use imgcore::opts::size;
 use imgcore::storage::CacheMode;
@@ -70,10 +71,15 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         options.kind = BenchKind::Write { pattern, flush_interval, drain };
     }
     let reporter = common.reporter();
-    if common.output == Output::Human {
-        output::print(&announcement(&options));
-    }
-    let report = common.run(&reporter, |job| bench::bench(&options, job))?;
+    let report = common.run(&reporter, |job| -> imgcore::Result<_> {
+        // What will be done is announced before it is done, but not for an image that cannot be
+        // opened.
+        open(&options.image.request, &options.image.options(job))?;
+        if common.output == Output::Human {
+            output::print(&announcement(&options));
+        }
+        bench::bench(&options, job)
+    })?;
     match common.output {
         Output::Human => output::print(&human(&report, session.as_qemu_img)),
         Output::Json => output::print(&output::json::pretty(&json(&report))),

@@ -5,9 +5,10 @@ use imgcore::graph::open::OpenRequest;
 use imgcore::ops::convert::{
     self, Bitmaps, Compress, ConvertOptions, Offload, OnReadError, Target,
 };
+use imgcore::ops::selector;
 use imgcore::opts::OptError;
 use imgcore::opts::list::Accumulated;
-use imgcore::opts::{size, snapshot};
+use imgcore::opts::size;
 use imgcore::storage::CacheMode;
 
 use super::{format_help, pairs};
@@ -98,7 +99,7 @@ impl Wish {
             "target-image-opts" => self.target_image_opts = true,
             "options" => self.options.add(&value)?,
             "snapshot" => {
-                let parsed = snapshot::parse(&value).map_err(|e| bad_snapshot(e, &value))?;
+                let parsed = selector::parse(&value).map_err(|e| bad_snapshot(e, &value))?;
                 self.snapshot = Some(parsed);
             }
             "backing" => self.backing = Some(value),

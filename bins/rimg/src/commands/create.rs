@@ -45,8 +45,8 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     if let Some(text) = names.next() {
         wish.size = Some(size::size_argument("image size", &text)?);
     }
-    if names.next().is_some() {
-        return Err(common.usage("Unexpected argument after the size"));
+    if let Some(extra) = names.next() {
+        return Err(common.usage(format!("Unexpected argument: {extra}")));
     }
     wish.options = pairs(&options);
     for (asked, name) in [(encrypt, "encryption"), (compat6, "compat6")] {

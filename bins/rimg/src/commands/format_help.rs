@@ -1,7 +1,7 @@
 //! `-o help`: which options a format has.
 
 use imgcore::format::{self, Driver, OptionSpec};
-use imgcore::opts::creation;
+use imgcore::ops::creation;
 
 use crate::failure::Failure;
 use crate::output;
@@ -36,11 +36,11 @@ pub fn creation(name: &str, filename: Option<&str>) -> Result<(), Failure> {
 }
 
 /// Whether an option is rather the file's than the format's. Of a raw image, which is its file, only
-/// the size remains.
+/// the size remains; qcow2 alone has a preallocation of its own.
 fn belongs_to_file(format: &str, option: &str) -> bool {
     option != "size"
         && creation::FILE.iter().any(|r| r.name == option)
-        && (format == "raw" || option != "preallocation")
+        && (format != "qcow2" || option != "preallocation")
 }
 
 /// Options of `amend`.

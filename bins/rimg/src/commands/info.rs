@@ -20,7 +20,6 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         match given.id {
             "backing-chain" => depth = Depth::Chain,
             "cache" => cache = cache_mode("cache", &given.value)?,
-            "limits" => {}
             _ => common.take(given)?,
         }
     }

@@ -1,8 +1,9 @@
 //! `measure`
 
 use imgcore::ops::measure::{self, MeasureFrom, MeasureOptions};
+use imgcore::ops::selector;
 use imgcore::opts::list::Accumulated;
-use imgcore::opts::{size, snapshot};
+use imgcore::opts::size;
 use imgcore::storage::CacheMode;
 use serde_json::json;
 
@@ -23,7 +24,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
             "options" => options.add(&given.value)?,
             "output-format" => driver = given.value,
             "snapshot" => {
-                let parsed = snapshot::parse(&given.value);
+                let parsed = selector::parse(&given.value);
                 selected = Some(parsed.map_err(|e| convert::bad_snapshot(e, &given.value))?);
             }
             "size" => disk_size = Some(size::size_argument("image size", &given.value)?),

@@ -2,7 +2,7 @@
 
 use imgcore::format::SpecificInfo;
 use imgcore::ops::info::{ChildInfo, InfoReport};
-use imgcore::opts::human;
+use imgcore::opts::{filename, human};
 use serde_json::{Value, json};
 
 use super::{json as qemu_json, snapshots};
@@ -56,7 +56,7 @@ fn on_disk(info: &InfoReport) -> String {
 fn file_lines(info: &InfoReport) -> String {
     let mut text = format!(
         "filename: {}\nprotocol type: {}\nfile length: {}\ndisk size: {}\n",
-        info.filename,
+        filename::quote_path(&info.filename),
         info.format,
         sized(info.virtual_size),
         on_disk(info)
@@ -140,8 +140,10 @@ fn dump(key: &str, value: &Value, level: usize, text: &mut String) {
 }
 
 fn to_value(info: &InfoReport) -> Value {
+    let protocol = is_protocol(&info.format);
+    let name = if protocol { filename::quote_path(&info.filename) } else { info.filename.clone() };
     let mut value = json!({
-        "filename": info.filename,
+        "filename": name,
         "format": info.format,
         "dirty-flag": info.dirty_flag,
         "virtual-size": info.virtual_size,

@@ -30,8 +30,15 @@
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
 //! It is held while tables are read or written, never while guest data are.
 
+mod bitmap;
+mod bitmap_bits;
+mod bitmap_dir;
 pub mod cache;
 mod check;
+mod check_compare;
+mod check_copied;
+mod check_counts;
+mod check_refs;
 mod compress;
 mod create;
 mod flush;
@@ -42,8 +49,11 @@ mod map;
 mod measure;
 mod open;
 pub mod refcount;
+mod repair;
 mod resize;
 mod snapshot;
+mod snapshot_refs;
+mod snapshot_table;
 pub mod tables;
 mod write;
 

@@ -153,6 +153,7 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         unreadable,
         preallocated: OnceLock::new(),
         decoded: Mutex::new(DecodedCluster::default()),
+        recorder: super::bitmap::Recorder::default(),
     };
     if let Some(wanted) = &cx.snapshot {
         image.show_snapshot(wanted)?;

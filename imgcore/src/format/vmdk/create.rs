@@ -204,7 +204,7 @@ fn beside(cx: &CreateContext<'_>, plan: &Plan<'_>, size: u64, lines: &mut String
         Some(dot) => cx.file_name.split_at(dot),
         None => (cx.file_name, ""),
     };
-    let how = crate::format::raw::preallocation(
+    let how = crate::format::options::preallocation(
         cx.options,
         &[Preallocation::Falloc, Preallocation::Full],
     )?;

@@ -219,11 +219,12 @@ impl Copy<'_> {
         let buf = buf.bytes();
         let mut known: Vec<(usize, usize)> = Vec::new();
         for part in parts.iter().filter(|p| p.status != Status::Backing) {
-            push(&mut known, small(part.at - chunk.at), small(part.len));
-        }
-        for &(start, len) in &known {
-            let area = &buf[start..start + len];
-            self.sparse.data_runs(area, chunk.at + len_u64(start), start, data);
+            let (start, len) = (small(part.at - chunk.at), small(part.len));
+            push(&mut known, start, len);
+            // Known zeroes stay zeroes, however short.
+            if part.status == Status::Data || self.rules.dense {
+                self.sparse.data_runs(&buf[start..start + len], part.at, start, data);
+            }
         }
         let unit = small(self.rules.unit);
         let plain = known.len() == 1 && known[0] == (0, small(chunk.len));

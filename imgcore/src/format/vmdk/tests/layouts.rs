@@ -167,6 +167,54 @@ fn content_ids() {
     node.read(0, &mut [0; 10]).unwrap();
 }
 
+/// Reads as those do who get the file through a pipe: from marker to marker, trusting no table. Checks
+/// that everything comes in order, that tables name the grains before them, and that the file ends with
+/// the end of the stream.
+fn as_a_stream(file: &[u8], size: usize) -> Vec<u8> {
+    let u64_at = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap());
+    let u32_at = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().unwrap());
+    let sectors = |at: usize| usize::try_from(u64_at(at)).unwrap();
+    assert_eq!(u64_at(56), u64::MAX, "grain directory at the end");
+    let mut out = vec![0; size];
+    let mut at = sectors(64) * 512;
+    let (mut last, mut grains, mut kinds) = (None, Vec::new(), Vec::new());
+    loop {
+        let length = usize::try_from(u32_at(at + 8)).unwrap();
+        if length > 0 {
+            assert!(kinds.iter().all(|&k| k == 1), "a grain after the directory");
+            let lba = sectors(at);
+            assert!(last < Some(lba), "grains in order");
+            last = Some(lba);
+            grains.push(u32::try_from(at / 512).unwrap());
+            let packed = &file[at + 12..at + 12 + length];
+            let to = &mut out[lba * 512..(lba * 512 + 65536).min(size)];
+            let n = libdeflater::Decompressor::new().zlib_decompress(packed, to).unwrap();
+            assert_eq!(n, 65536);
+            let end = at + 12 + length;
+            at = end.next_multiple_of(512);
+            assert!(file[end..at].iter().all(|&b| b == 0), "padding");
+            continue;
+        }
+        let kind = u32_at(at + 12);
+        kinds.push(kind);
+        if kind == 1 {
+            let table: Vec<u32> = (0..512).map(|i| u32_at(at + 512 + i * 4)).collect();
+            let used: Vec<u32> = table.into_iter().filter(|&e| e != 0).collect();
+            assert_eq!(used, std::mem::take(&mut grains), "table");
+        }
+        if kind == 3 {
+            assert_eq!(&file[at + 512..at + 516], b"KDMV");
+        }
+        at += 512 + sectors(at) * 512;
+        if kind == 0 {
+            break;
+        }
+    }
+    assert_eq!(at, file.len());
+    assert!(kinds.ends_with(&[1, 2, 3, 0]), "{kinds:?}");
+    out
+}
+
 #[test]
 fn streams() {
     let dir = Dir::new();
@@ -201,6 +249,7 @@ fn streams() {
         node.read(unit * 65536, &mut have).unwrap();
         assert!(have == pattern(65536, unit), "unit {unit}");
     }
+    assert!(as_a_stream(&std::fs::read(dir.main()).unwrap(), 200 << 20) == content(&node));
     super::oracle::check_clean(&dir);
     super::oracle::same_content(&dir, &content(&node));
     // A reader that goes from marker to marker finds the footer behind padding.

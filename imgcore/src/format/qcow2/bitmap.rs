@@ -319,6 +319,18 @@ impl Qcow2Image {
         self.store_bitmaps(&mut tables, items, Vec::new())
     }
 
+    /// Removes all bitmaps.
+    pub(super) fn drop_bitmaps(&self, tables: &mut Tables) -> Result<()> {
+        let mut gone = Vec::new();
+        for entry in self.bitmap_entries(tables)? {
+            gone.extend(self.bitmap_places(&entry)?);
+        }
+        if tables.header.extension(ext::BITMAPS).is_none() {
+            return Ok(());
+        }
+        self.store_bitmaps(tables, Vec::new(), gone)
+    }
+
     /// For `info`.
     pub(super) fn bitmap_details(&self, tables: &Tables) -> Result<Option<Vec<Qcow2BitmapInfo>>> {
         let entries = self.bitmap_entries(tables)?;

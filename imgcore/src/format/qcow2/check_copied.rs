@@ -39,9 +39,8 @@ impl Check<'_> {
             if at == 0 {
                 continue;
             }
-            let count = self.count_on_disk(at / cluster);
-            if count.is_some_and(|n| (n == 1) != (entry & COPIED != 0)) {
-                let count = count.unwrap_or(0);
+            let Some(count) = self.count_on_disk(at / cluster) else { continue };
+            if (count == 1) != (entry & COPIED != 0) {
                 self.corrupt(
                     1,
                     &format!(
@@ -55,7 +54,7 @@ impl Check<'_> {
             if at >= self.file_len {
                 continue;
             }
-            if count != Some(1)
+            if count != 1
                 && let Some(&found) = shared.get(&at)
             {
                 self.report.corruptions += found;
@@ -69,7 +68,7 @@ impl Check<'_> {
             words(&bytes, &mut entries);
             let wrong = self.wrong_flags(&entries, verb);
             self.report.corruptions += len_u64(wrong.len());
-            if count != Some(1) {
+            if count != 1 {
                 shared.insert(at, if repair { 0 } else { len_u64(wrong.len()) });
             }
             if repair && !wrong.is_empty() {

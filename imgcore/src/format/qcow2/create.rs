@@ -17,7 +17,7 @@ use crate::num::{checked_round_up, small};
 use crate::storage::{Preallocation, Storage};
 use crate::{Error, ErrorKind, Result};
 
-const fn option(
+pub(super) const fn option(
     name: &'static str,
     kind: OptionKind,
     default: Option<&'static str>,

@@ -9,8 +9,8 @@ use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
-    BackingRef, BitmapStore, CheckReport, Encoder, Extent, Grant, Granularity, Image, ImageInfo,
-    Level, Repair, Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
+    BackingRef, BitmapStore, CheckReport, CreateOptions, Encoder, Extent, Grant, Granularity,
+    Image, ImageInfo, Level, Repair, Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
 };
 use crate::num::GuestOffset;
 use crate::storage::Storage;
@@ -205,6 +205,10 @@ impl Image for Qcow2Image {
 
     fn snapshots(&self) -> Option<&dyn SnapshotStore> {
         Some(self)
+    }
+
+    fn amend(&self, options: &CreateOptions, _force: bool, watcher: &dyn Watcher) -> Result<()> {
+        self.amend_image(options, watcher)
     }
 
     fn make_empty(&self) -> Result<()> {

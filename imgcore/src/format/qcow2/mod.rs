@@ -30,6 +30,8 @@
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
 //! It is held while tables are read or written, never while guest data are.
 
+mod amend;
+mod amend_zero;
 mod bitmap;
 mod bitmap_bits;
 mod bitmap_dir;
@@ -86,6 +88,10 @@ impl Driver for Qcow2Driver {
 
     fn create_options(&self) -> &'static [OptionSpec] {
         create::OPTIONS
+    }
+
+    fn amend_options(&self) -> &'static [OptionSpec] {
+        amend::OPTIONS
     }
 
     fn supports_backing(&self) -> bool {

@@ -32,6 +32,7 @@ pub mod info;
 pub mod options;
 pub mod qcow2;
 pub mod raw;
+pub mod vmdk;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -113,6 +114,17 @@ pub struct BackingRef {
     pub name: String,
     /// The format, if the image says.
     pub format: Option<String>,
+}
+
+/// A change of the disk's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// New size in bytes.
+    pub size: u64,
+    /// How new space is reserved.
+    pub how: Preallocation,
+    /// The file below reaches into the new area and must not show there.
+    pub hide_below: bool,
 }
 
 /// What an opened image can do, in bytes.
@@ -227,6 +239,18 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Refuses a file below that is not the one this image was made on (VMDK's content ids). Called
+    /// before bytes of `below` are used; cheap once it said yes.
+    fn check_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+
+    /// Records that `below`, which changed with this image's knowledge (a commit into it), is still the
+    /// file that this image is made on.
+    fn adopt_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the bytes at `at` are; looks at no more than `len` (> 0) bytes. `at + len` must lie
     /// inside the disk.
     fn map(&self, at: GuestOffset, len: u64) -> Result<Extent>;
@@ -293,8 +317,9 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         self.flush()
     }
 
-    /// Changes the size of the guest's disk.
-    fn resize(&self, _size: u64, _how: Preallocation) -> Result<()> {
+    /// Changes the size of the guest's disk. Bytes between the old end and the end of its unit may read
+    /// as anything afterwards: [`crate::graph::Node::resize`] clears them.
+    fn resize(&self, _request: Resize) -> Result<()> {
         Err(Error::unsupported("Image format driver does not support resize"))
     }
 
@@ -574,7 +599,7 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver, &qcow2::Qcow2Driver]
+    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver]
 }
 
 /// The driver of that name.

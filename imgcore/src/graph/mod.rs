@@ -4,7 +4,13 @@
 //! copies on write and fills up with zeroes. [`open`](mod@open) turns names into nodes under an
 //! [`open::Policy`].
 
+pub mod create;
+pub mod gate;
 pub mod node;
+pub mod open;
+mod open_request;
+pub mod output;
+pub mod output_space;
 pub mod range_lock;
 mod status;
 mod write;

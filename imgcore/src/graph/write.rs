@@ -6,7 +6,7 @@
 
 use super::Node;
 use super::range_lock::Hold;
-use crate::format::{Access, Grant, Mapping, ZeroSpace};
+use crate::format::{Access, Grant, Mapping, Resize, ZeroSpace};
 use crate::num::{GuestOffset, len_u64, round_down, round_up, small};
 use crate::storage::zero::is_zero;
 use crate::{Error, Result};
@@ -206,13 +206,20 @@ impl Node {
         Ok(())
     }
 
-    /// Changes the size of the guest's disk.
+    /// Changes the size of the guest's disk. New bytes read as zeroes, whatever lies below.
     pub fn resize(&self, size: u64, how: crate::storage::Preallocation) -> Result<()> {
         self.check_writable()?;
-        if size == 0 && self.virtual_size() == 0 {
-            return Ok(());
-        }
+        let old = self.virtual_size();
         let _guard = self.locks.lock(0, u64::MAX, Hold::Exclusive);
-        self.image.resize(size, how).map_err(|e: Error| e.at_path(self.name()))
+        let hide_below = self.backing.as_ref().is_some_and(|b| b.virtual_size() > old);
+        let request = Resize { size, how, hide_below };
+        self.image.resize(request).map_err(|e: Error| e.at_path(self.name()))?;
+        // What an earlier, longer disk or the file below has in the unit that the old end cut.
+        let end = round_up(old, self.image.granularity().allocation).min(self.virtual_size());
+        if end > old {
+            self.zero_by_writing(old, end - old)?;
+            self.image.flush()?;
+        }
+        Ok(())
     }
 }

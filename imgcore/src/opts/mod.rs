@@ -1,22 +1,38 @@
-//! QEMU's option languages.
+//! QEMU's option languages as pure functions: sizes, `key=value` lists, `json:` names, image
+//! specifications, secrets, snapshot parameters, and the sizes people read.
+//!
+//! Nothing here opens a file. What may have to be read (a secret's file) is read through a
+//! function the caller passes in.
+//!
+//! The languages differ in small ways that scripts rely on, so there is one function for each place
+//! a number may stand: [`size::size_argument`] for a size on the command line, [`value::size`] for
+//! one inside `-o`, [`value::number`] for a plain number inside `-o`.
 
-use crate::{Error, Result};
+pub mod error;
+pub mod filename;
+pub mod human;
+pub mod json;
+pub mod list;
+pub mod secret;
+pub mod size;
+pub mod spec;
+pub mod tree;
+pub mod value;
 
-/// A size with an optional suffix.
-pub fn size_option(name: &str, text: &str) -> Result<u64> {
-    number_option(name, text)
+pub use error::OptError;
+pub use spec::ImageSpec;
+
+/// The value of a size option; see [`value::size`].
+pub fn size_option(name: &str, text: &str) -> crate::Result<u64> {
+    Ok(value::size(name, text)?)
 }
 
-/// A plain number.
-pub fn number_option(name: &str, text: &str) -> Result<u64> {
-    text.parse().map_err(|_| Error::invalid(format!("Parameter '{name}' expects a number")))
+/// The value of a number option; see [`value::number`].
+pub fn number_option(name: &str, text: &str) -> crate::Result<u64> {
+    Ok(value::number(name, text)?)
 }
 
-/// on or off.
-pub fn bool_option(name: &str, text: &str) -> Result<bool> {
-    match text {
-        "on" | "yes" | "true" | "y" => Ok(true),
-        "off" | "no" | "false" | "n" => Ok(false),
-        _ => Err(Error::invalid(format!("Parameter '{name}' expects 'on' or 'off'"))),
-    }
+/// The value of a boolean option; see [`value::boolean`].
+pub fn bool_option(name: &str, text: &str) -> crate::Result<bool> {
+    Ok(value::boolean(name, text)?)
 }

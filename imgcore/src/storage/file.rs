@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 
+use super::lock::{FileLock, LockSet};
 use super::sparse::{self, Outcome};
 use super::{CopyKind, HostExtent, HostKind, Limits, Preallocation, Storage, ZeroMode};
 use crate::num::{len_u64, round_down, round_up, small};
@@ -69,6 +70,8 @@ pub struct FileStorage {
     align: u32,
     /// Serialises read-modify-write of unaligned requests under `O_DIRECT`.
     bounce: Mutex<()>,
+    /// QEMU's locks, once taken.
+    lock: Mutex<Option<FileLock>>,
 }
 
 /// Alignment of `O_DIRECT` buffers in memory; a page suits every device.
@@ -80,6 +83,9 @@ impl FileStorage {
     /// Opens an existing file or device.
     pub fn open(path: &Path, options: FileOptions) -> Result<Self> {
         let name = path.to_string_lossy().into_owned();
+        if name.is_empty() {
+            return Err(Error::invalid("The 'file' block driver requires a file name"));
+        }
         let mut how = OpenOptions::new();
         how.read(true).write(options.writable);
         // O_NONBLOCK: opening a FIFO must not hang; it has no effect on files and disks.
@@ -119,15 +125,10 @@ impl FileStorage {
         let meta = file.metadata().map_err(|e| Error::io(&e).at_path(&name))?;
         let kind = meta.file_type();
         let device = kind.is_block_device();
-        if kind.is_dir() {
-            return Err(Error::errno(libc::EISDIR)
-                .context(format!("Could not open '{name}'"))
-                .at_path(&name));
-        }
-        if !device && !kind.is_file() {
+        if !device && !kind.is_file() && !kind.is_char_device() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("'{name}' is neither a regular file nor a block device"),
+                format!("'file' driver requires '{name}' to be a regular file"),
             )
             .at_path(&name));
         }
@@ -137,7 +138,19 @@ impl FileStorage {
             (true, false) => u32::try_from(meta.blksize()).unwrap_or(4096).clamp(512, 65536),
             (false, _) => 1,
         };
-        Ok(FileStorage { file, name, options, device, align, bounce: Mutex::new(()) })
+        let (bounce, lock) = (Mutex::new(()), Mutex::new(None));
+        Ok(FileStorage { file, name, options, device, align, bounce, lock })
+    }
+
+    /// Takes QEMU's locks on the file, or goes over to another set of them. `shown` is the image as
+    /// the user called it.
+    pub fn lock(&self, set: LockSet, shown: &str) -> Result<()> {
+        let mut held = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match held.as_mut() {
+            Some(lock) => lock.change(set),
+            None => FileLock::acquire(&self.file, set).map(|lock| *held = Some(lock)),
+        }
+        .map_err(|e| e.into_error(shown))
     }
 
     fn error(&self, err: &std::io::Error, offset: u64) -> Error {
@@ -238,6 +251,16 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Whoever opens the file for direct I/O finds out the alignment by reading its first block; on some
+    /// network file systems a hole there would answer anything. QEMU allocates it for the same reason.
+    fn allocate_first_block(&self, len: u64) -> Result<()> {
+        match len {
+            0 => Ok(()),
+            1..4096 => self.write_zero_bytes(0, len.min(512)),
+            _ => self.write_zero_bytes(0, 4096),
+        }
+    }
+
     fn after_write(&self) -> Result<()> {
         if self.options.cache.writethrough() { self.sync() } else { Ok(()) }
     }
@@ -332,10 +355,12 @@ impl Storage for FileStorage {
         }
         let at = |e: Error| e.at_path(&self.name).at_offset(len);
         if len <= old || matches!(how, Preallocation::Off | Preallocation::Metadata) {
-            return self.file.set_len(len).map_err(|e| self.error(&e, len));
+            self.file.set_len(len).map_err(|e| self.error(&e, len))?;
+            return if old == 0 { self.allocate_first_block(len) } else { Ok(()) };
         }
         if how == Preallocation::Falloc {
             return match sparse::reserve(&self.file, old, len - old).map_err(at)? {
+                Outcome::Done if old == 0 => self.allocate_first_block(len),
                 Outcome::Done => Ok(()),
                 Outcome::Unsupported => Err(at(Error::errno(libc::EOPNOTSUPP)
                     .context("Could not preallocate data for the new file"))),

@@ -8,7 +8,9 @@
 //! before it survives a crash; between two flushes the order of writes is undefined after a power
 //! failure (and the order of the calls after the death of the process).
 
+pub mod culprit;
 mod file;
+pub mod lock;
 mod memory;
 mod slice;
 pub mod sparse;
@@ -16,7 +18,7 @@ pub mod zero;
 
 use crate::Result;
 
-pub use file::{CacheMode, FileOptions, FileStorage};
+pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use memory::MemoryStorage;
 pub use slice::SliceStorage;
 

@@ -14,7 +14,7 @@ use super::layout::{REFTABLE_MASK, autoclear, compatible, incompatible};
 use super::refcount::{get_count, max_count};
 use super::snapshot_table::V3_EXTRA;
 use super::tables::Tables;
-use crate::format::{CreateOptions, OptionKind, OptionSpec, Watcher, check_cancelled};
+use crate::format::{CreateOptions, OptionKind, OptionSpec, Resize, Watcher, check_cancelled};
 use crate::num::{len_u64, small};
 use crate::storage::Preallocation;
 use crate::{Error, Result};
@@ -148,7 +148,8 @@ impl Plan {
 }
 
 impl Qcow2Image {
-    /// See [`crate::format::Image::amend`]. Afterwards the image must be closed and opened again: sizes
+    /// See [`crate::format::Image::amend`]. A caller that knows the file below changes the size itself
+    /// (through the node), because only it can clear what would show of it. Afterwards the image must be closed and opened again: sizes
     /// that follow from the version were taken when it was opened.
     pub(super) fn amend_image(
         &self,
@@ -168,7 +169,8 @@ impl Qcow2Image {
             plan
         };
         if let Some(size) = plan.size.filter(|&n| n != self.disk_size()) {
-            self.resize_with_bitmaps(size, Preallocation::Off)?;
+            let hide_below = self.read_tables().header.backing_name.is_some();
+            self.resize_with_bitmaps(Resize { size, how: Preallocation::Off, hide_below })?;
         }
         let mut tables = self.write_tables();
         if plan.version < tables.header.version {

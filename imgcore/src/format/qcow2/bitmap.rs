@@ -27,10 +27,10 @@ use super::bitmap_dir::{
 use super::image::Qcow2Image;
 use super::layout::{autoclear, ext};
 use super::tables::Tables;
+use crate::format::Resize;
 use crate::format::info::Qcow2BitmapInfo;
 use crate::format::{BitmapInfo, BitmapStore};
 use crate::num::{len_u64, small};
-use crate::storage::Preallocation;
 use crate::{Error, ErrorKind, Result};
 
 /// What writes are recorded in.
@@ -79,10 +79,8 @@ impl Qcow2Image {
 
     /// Finds a bitmap that can be used.
     fn usable(entries: &[Entry], name: &str) -> Result<usize> {
-        let index = entries
-            .iter()
-            .position(|e| e.name == name.as_bytes())
-            .ok_or_else(|| missing(name))?;
+        let index =
+            entries.iter().position(|e| e.name == name.as_bytes()).ok_or_else(|| missing(name))?;
         if entries[index].in_use() {
             return Err(Error::corrupt(format!(
                 "Bitmap '{name}' is inconsistent and cannot be used"
@@ -231,8 +229,7 @@ impl Qcow2Image {
         }
         let mut list = Vec::new();
         for e in &entries {
-            let bits =
-                Bits::load(&*self.file, e, tables.header.size, self.geometry.cluster())?;
+            let bits = Bits::load(&*self.file, e, tables.header.size, self.geometry.cluster())?;
             list.push((e.name.clone(), bits));
         }
         self.mark_in_use(&entries, true)?;
@@ -278,8 +275,7 @@ impl Qcow2Image {
         let mut entries = self.bitmap_entries(&tables)?;
         let index = Self::usable(&entries, name)?;
         let disk = tables.header.size;
-        let mut bits =
-            Bits::load(&*self.file, &entries[index], disk, self.geometry.cluster())?;
+        let mut bits = Bits::load(&*self.file, &entries[index], disk, self.geometry.cluster())?;
         let before = bits.clone();
         change(&mut entries[index], &mut bits)?;
         let mut items: Vec<Item> = entries.into_iter().map(Item::kept).collect();
@@ -290,7 +286,7 @@ impl Qcow2Image {
     }
 
     /// Changes the disk's size together with its bitmaps. While it happens they are marked "in use".
-    pub(super) fn resize_with_bitmaps(&self, size: u64, how: Preallocation) -> Result<()> {
+    pub(super) fn resize_with_bitmaps(&self, request: Resize) -> Result<()> {
         self.finish_recording()?;
         let (entries, disk) = {
             let tables = self.write_tables();
@@ -298,7 +294,7 @@ impl Qcow2Image {
             (self.bitmap_entries(&tables)?, tables.header.size)
         };
         if entries.is_empty() {
-            return self.resize_disk(size, how);
+            return self.resize_disk(request);
         }
         if entries.iter().any(Entry::in_use) {
             return Err(Error::unsupported(
@@ -309,11 +305,11 @@ impl Qcow2Image {
         let mut items = Vec::new();
         for entry in &entries {
             let mut bits = Bits::load(&*self.file, entry, disk, self.geometry.cluster())?;
-            bits.resize(&*self.file, size)?;
+            bits.resize(&*self.file, request.size)?;
             items.push(Item { entry: entry.clone(), bits: Some(bits) });
         }
         self.mark_in_use(&entries, true)?;
-        if let Err(e) = self.resize_disk(size, how) {
+        if let Err(e) = self.resize_disk(request) {
             if self.disk_size() == disk {
                 self.mark_in_use(&entries, false)?;
             }
@@ -426,8 +422,7 @@ impl BitmapStore for Qcow2Image {
         let entries = self.bitmap_entries(&tables)?;
         let granularity_bits = self.check_new_bitmap(&tables, &entries, name, granularity)?;
         self.settle(&mut tables)?;
-        let bits =
-            Bits::empty(tables.header.size, granularity_bits, self.geometry.cluster())?;
+        let bits = Bits::empty(tables.header.size, granularity_bits, self.geometry.cluster())?;
         let mut items: Vec<Item> = entries.into_iter().map(Item::kept).collect();
         items.push(Item {
             entry: Entry {
@@ -449,10 +444,8 @@ impl BitmapStore for Qcow2Image {
         self.check_usable(&tables)?;
         self.settle(&mut tables)?;
         let mut entries = self.bitmap_entries(&tables)?;
-        let index = entries
-            .iter()
-            .position(|e| e.name == name.as_bytes())
-            .ok_or_else(|| missing(name))?;
+        let index =
+            entries.iter().position(|e| e.name == name.as_bytes()).ok_or_else(|| missing(name))?;
         let gone = self.bitmap_places(&entries.remove(index))?;
         let items = entries.into_iter().map(Item::kept).collect();
         self.store_bitmaps(&mut tables, items, gone)
@@ -467,7 +460,8 @@ impl BitmapStore for Qcow2Image {
 
     fn set_enabled(&self, name: &str, enabled: bool) -> Result<()> {
         self.change_bitmap(name, |entry, _| {
-            entry.flags = if enabled { entry.flags | flag::AUTO } else { entry.flags & !flag::AUTO };
+            entry.flags =
+                if enabled { entry.flags | flag::AUTO } else { entry.flags & !flag::AUTO };
             Ok(())
         })
     }

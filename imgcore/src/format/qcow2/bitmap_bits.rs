@@ -49,12 +49,7 @@ impl Bits {
     }
 
     /// As stored.
-    pub(super) fn load(
-        file: &dyn Storage,
-        entry: &Entry,
-        disk: u64,
-        cluster: u64,
-    ) -> Result<Self> {
+    pub(super) fn load(file: &dyn Storage, entry: &Entry, disk: u64, cluster: u64) -> Result<Self> {
         let mut bits = Bits::empty(disk, entry.granularity_bits, cluster)?;
         let expected = len_u64(bits.chunks.len());
         let name = entry.name_text();
@@ -147,7 +142,9 @@ impl Bits {
     /// For a disk of another size: new bits are clear.
     pub(super) fn resize(&mut self, file: &dyn Storage, disk: u64) -> Result<()> {
         let n = clusters_needed(disk, self.granularity_bits, self.cluster);
-        let bits = disk.div_ceil(1 << self.granularity_bits).min(self.disk.div_ceil(1 << self.granularity_bits));
+        let bits = disk
+            .div_ceil(1 << self.granularity_bits)
+            .min(self.disk.div_ceil(1 << self.granularity_bits));
         for index in small(n)..self.chunks.len() {
             self.put(index, Chunk::Zero);
         }

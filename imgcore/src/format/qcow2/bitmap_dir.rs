@@ -153,9 +153,7 @@ pub(super) fn read(
     cluster: u64,
     disk: u64,
 ) -> Result<Vec<Entry>> {
-    let fail = |what: &str| {
-        Err(Error::corrupt(what).at_path(file.name()).at_offset(place.offset))
-    };
+    let fail = |what: &str| Err(Error::corrupt(what).at_path(file.name()).at_offset(place.offset));
     if place.size == 0 {
         return fail("Requested bitmap directory size is zero");
     }
@@ -169,8 +167,7 @@ pub(super) fn read(
     let mut list = Vec::new();
     let mut at = 0;
     while at < bytes.len() {
-        let Some(Ok(raw)) =
-            bytes.get(at..at + head_len).map(RawBitmapEntry::read_from_bytes)
+        let Some(Ok(raw)) = bytes.get(at..at + head_len).map(RawBitmapEntry::read_from_bytes)
         else {
             return fail("Broken bitmap directory");
         };

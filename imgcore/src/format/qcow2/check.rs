@@ -179,11 +179,7 @@ impl Check<'_> {
         self.count_guest_tables()?;
         let h = self.tables.header.clone();
         self.count_region(h.snapshots_offset, self.snapshots.bytes, 1);
-        self.count_region(
-            h.reftable_offset,
-            u64::from(h.reftable_clusters) << h.cluster_bits,
-            1,
-        );
+        self.count_region(h.reftable_offset, u64::from(h.reftable_clusters) << h.cluster_bits, 1);
         if let Some(crypto) = h.extension(ext::CRYPTO)
             && crypto.len() >= 16
         {
@@ -231,7 +227,8 @@ impl Check<'_> {
             let found = std::mem::replace(&mut self.report, saved);
             self.report.check_errors += found.check_errors;
             self.report.corruptions += found.corruptions;
-            self.report.corruptions_fixed += old.corruptions.saturating_sub(self.report.corruptions);
+            self.report.corruptions_fixed +=
+                old.corruptions.saturating_sub(self.report.corruptions);
             self.report.leaks_fixed += old.leaks.saturating_sub(self.report.leaks);
             self.report.leaks += found.leaks;
         } else if repairing {
@@ -251,11 +248,7 @@ impl Check<'_> {
 
 impl Qcow2Image {
     /// See [`crate::format::Image::check`].
-    pub(super) fn check_image(
-        &self,
-        repair: Repair,
-        watcher: &dyn Watcher,
-    ) -> Result<CheckReport> {
+    pub(super) fn check_image(&self, repair: Repair, watcher: &dyn Watcher) -> Result<CheckReport> {
         let mut tables = self.write_tables();
         if self.writable && !tables.broken {
             self.flush_tables(&mut tables)?;
@@ -344,9 +337,8 @@ impl Qcow2Image {
 
     /// Rebuilds reference counts after an unclean shutdown with lazy counts.
     pub(super) fn repair_dirty(&self) -> Result<()> {
-        let broken = |e: Error| {
-            e.context("Could not repair dirty image").hint("look at it with 'check'")
-        };
+        let broken =
+            |e: Error| e.context("Could not repair dirty image").hint("look at it with 'check'");
         let report = self.check_image(Repair::All, &Unwatched).map_err(broken)?;
         if report.check_errors > 0 {
             return Err(broken(Error::errno(libc::EIO)));
@@ -489,8 +481,14 @@ impl Check<'_> {
         // Only what was counted can be taken away again.
         old.retain(|&(at, len)| at.saturating_add(len) <= round_up(self.file_len, cluster));
         let order = self.tables.refs.order;
-        let written = super::repair::write_structure(self.file, h.cluster_bits, order, &mut self.counts, &old)
-            .and_then(|new| self.image.link_structure(self.tables, new, order));
+        let written = super::repair::write_structure(
+            self.file,
+            h.cluster_bits,
+            order,
+            &mut self.counts,
+            &old,
+        )
+        .and_then(|new| self.image.link_structure(self.tables, new, order));
         if let Err(e) = written {
             let line = e.report();
             return Err(self.failed(&line, e));

@@ -111,8 +111,7 @@ impl Check<'_> {
             if at == 0 && (zero || !(g.external && entry & COPIED != 0)) {
                 continue;
             }
-            let count =
-                if g.external { Some(1) } else { self.count_on_disk(at >> g.cluster_bits) };
+            let count = if g.external { Some(1) } else { self.count_on_disk(at >> g.cluster_bits) };
             let Some(count) = count else { continue };
             if (count == 1) != (entry & COPIED != 0) {
                 self.note(&format!(

@@ -103,8 +103,7 @@ impl Counts {
             let base = at - at % CHUNK;
             let stop = end.min(base + CHUNK);
             let max = self.max;
-            let slots =
-                &mut self.chunk_mut(at / CHUNK)[small(at - base)..small(stop - base)];
+            let slots = &mut self.chunk_mut(at / CHUNK)[small(at - base)..small(stop - base)];
             let top = u64::from(slots.iter().copied().max().unwrap_or(0));
             let sum = top.saturating_add(times);
             match u16::try_from(times) {

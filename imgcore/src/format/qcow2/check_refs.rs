@@ -1,9 +1,7 @@
 //! Counting references: what L1 and L2 tables and bitmaps point to.
 
 use super::check::Check;
-use super::layout::{
-    COMPRESSED, COPIED, L1_RESERVED, OFFSET_MASK, ZERO, autoclear, ext,
-};
+use super::layout::{COMPRESSED, COPIED, L1_RESERVED, OFFSET_MASK, ZERO, autoclear, ext};
 use super::tables::L2Entry;
 use crate::format::check_cancelled;
 use crate::num::{len_u64, small};
@@ -49,9 +47,11 @@ impl L2Uses {
             while let Some(u) = old.next_if(|u| u.at < offset) {
                 merged.push(u);
             }
-            let mut u = old
-                .next_if(|u| u.at == offset)
-                .unwrap_or(L2Use { at: offset, times: 0, active: 0 });
+            let mut u = old.next_if(|u| u.at == offset).unwrap_or(L2Use {
+                at: offset,
+                times: 0,
+                active: 0,
+            });
             let n = u32::try_from(same).unwrap_or(u32::MAX);
             u.times = u.times.saturating_add(n);
             if owner == Owner::Active {
@@ -128,10 +128,7 @@ impl Check<'_> {
         let mut reached = Vec::new();
         for &entry in l1.iter().filter(|&&e| e != 0) {
             if entry & L1_RESERVED != 0 {
-                self.corrupt(
-                    1,
-                    &format!("ERROR found L1 entry with reserved bits set: {entry:x}"),
-                );
+                self.corrupt(1, &format!("ERROR found L1 entry with reserved bits set: {entry:x}"));
             }
             let at = entry & OFFSET_MASK;
             if !at.is_multiple_of(cluster) {

@@ -9,11 +9,11 @@ use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
-    BackingRef, BitmapStore, CheckReport, CreateOptions, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, Repair,
-    SnapshotStore, StorageId, Watcher, ZeroSpace,
+    BackingRef, BitmapStore, CheckReport, CreateOptions, Encoder, Extent, Grant, Granularity, Image, ImageInfo,
+    Level, Repair, Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
 };
 use crate::num::GuestOffset;
-use crate::storage::{Preallocation, Storage};
+use crate::storage::Storage;
 use crate::{Error, Result};
 
 /// An opened qcow2 image.
@@ -28,8 +28,6 @@ pub struct Qcow2Image {
     pub(super) writable: bool,
     /// Unfinished private target: no barriers.
     pub(super) scratch: bool,
-    /// Shows an internal snapshot.
-    pub(super) snapshot_view: bool,
     /// Why guest data cannot be read although the header can (encryption, missing data file).
     pub(super) unreadable: Option<String>,
     /// Whether the file looks preallocated without data; found out when first asked.
@@ -78,8 +76,8 @@ impl Qcow2Image {
         }
         let mut tables = self.write_tables();
         let found = if self.data_file.is_some() {
-            // An external file is asked for its holes itself.
-            true
+            // Host and guest offsets are the same there: nothing is preallocated beyond the file.
+            false
         } else {
             let cluster = self.geometry.cluster();
             let stored = self.file.allocated()?.unwrap_or(u64::MAX) / cluster;
@@ -193,8 +191,8 @@ impl Image for Qcow2Image {
         self.close_image()
     }
 
-    fn resize(&self, size: u64, how: Preallocation) -> Result<()> {
-        self.resize_with_bitmaps(size, how)
+    fn resize(&self, request: Resize) -> Result<()> {
+        self.resize_with_bitmaps(request)
     }
 
     fn check(&self, repair: Repair, watcher: &dyn Watcher) -> Option<Result<CheckReport>> {

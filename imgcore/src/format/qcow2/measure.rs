@@ -8,7 +8,10 @@ use crate::{Error, Result};
 
 /// See [`crate::format::Driver::measure`]. The same sum as QEMU's: header, L1 table, L2 tables for the
 /// whole disk, refcount structures for everything, and the data clusters.
-pub(super) fn measure(options: &CreateOptions, source: MeasureSource<'_>) -> Result<Measurement> {
+pub(super) fn measure(
+    options: &CreateOptions,
+    source: &mut MeasureSource<'_>,
+) -> Result<Measurement> {
     let has_backing = options.text("backing_file").is_some();
     let choices = Choices::parse(options, has_backing)?;
     let cluster = 1u64 << choices.cluster_bits;
@@ -33,6 +36,9 @@ pub(super) fn measure(options: &CreateOptions, source: MeasureSource<'_>) -> Res
         if choices.preallocation == crate::storage::Preallocation::Falloc
             || choices.preallocation == crate::storage::Preallocation::Full
         {
+            required = data;
+        } else if has_backing {
+            // How much of the source the new image would share is not known: assume nothing.
             required = data;
         } else {
             let mut counted_to = 0;

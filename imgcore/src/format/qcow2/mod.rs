@@ -106,7 +106,11 @@ impl Driver for Qcow2Driver {
         create::create(cx)
     }
 
-    fn measure(&self, options: &CreateOptions, source: MeasureSource<'_>) -> Result<Measurement> {
-        measure::measure(options, source)
+    fn measure(
+        &self,
+        options: &CreateOptions,
+        mut source: MeasureSource<'_>,
+    ) -> Result<Measurement> {
+        measure::measure(options, &mut source)
     }
 }

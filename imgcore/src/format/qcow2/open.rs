@@ -149,7 +149,6 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         size: AtomicU64::new(size),
         writable: writable && cx.snapshot.is_none(),
         scratch: cx.scratch,
-        snapshot_view: cx.snapshot.is_some(),
         unreadable,
         preallocated: OnceLock::new(),
         decoded: Mutex::new(DecodedCluster::default()),

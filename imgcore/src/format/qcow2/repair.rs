@@ -166,8 +166,7 @@ impl Qcow2Image {
             tables.header = old;
             return Err(e);
         }
-        tables.refs =
-            Refcounts::new(tables.header.cluster_bits, order, new.table, new.offset);
+        tables.refs = Refcounts::new(tables.header.cluster_bits, order, new.table, new.offset);
         tables.file_len = self.file.len()?;
         Ok(())
     }

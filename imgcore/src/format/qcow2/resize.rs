@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::image::Qcow2Image;
 use super::layout::{COPIED, MAX_L1_BYTES, OFFSET_MASK};
 use super::tables::{L2Entry, Tables};
+use crate::format::Resize;
 use crate::num::{len_u64, round_down, round_up, small};
 use crate::storage::Preallocation;
 use crate::{Error, Result};
@@ -14,7 +15,11 @@ const STEP_CLUSTERS: u64 = 4096;
 
 impl Qcow2Image {
     /// See [`crate::format::Image::resize`].
-    pub(super) fn resize_disk(&self, size: u64, how: Preallocation) -> Result<()> {
+    pub(super) fn resize_disk(&self, request: Resize) -> Result<()> {
+        let Resize { size, mut how, hide_below } = request;
+        if self.geometry.external_raw && how == Preallocation::Off {
+            how = Preallocation::Metadata;
+        }
         if !size.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
@@ -40,7 +45,9 @@ impl Qcow2Image {
             if how != Preallocation::Off {
                 self.preallocate(old, size, how)?;
             }
-            self.clear_tail(old, size)?;
+            if hide_below {
+                self.hide_new_area(old, size)?;
+            }
         }
         let mut tables = self.write_tables();
         self.flush_tables(&mut tables)?;
@@ -59,25 +66,19 @@ impl Qcow2Image {
         Ok(())
     }
 
-    /// When a disk grows, bytes behind the old end in its last cluster become visible: they must be zero.
-    fn clear_tail(&self, old: u64, size: u64) -> Result<()> {
-        let end = round_up(old, self.geometry.cluster()).min(size);
-        if end <= old {
+    /// Marks the clusters of a new area as zero, so that a longer file below does not show.
+    fn hide_new_area(&self, old: u64, size: u64) -> Result<()> {
+        let cluster = self.geometry.cluster();
+        let from = round_up(old, cluster);
+        if from >= size {
             return Ok(());
         }
-        let extent = {
-            let mut tables = self.write_tables();
-            let entry = tables.entry(&*self.file, old)?;
-            (entry.copied(), entry.is_compressed(), entry.host())
-        };
-        // Compressed clusters were padded with zeroes; unallocated ones read as the backing file or
-        // zeroes, as they should.
-        if let (true, false, Some(host)) = extent {
-            let (_, data) = self.data_storage();
-            let from = host + old % self.geometry.cluster();
-            data.write_at(from, &vec![0u8; small(end - old)])?;
+        if self.version < 3 {
+            return Err(Error::unsupported(
+                "growing a version 2 image over a longer backing file is not possible; amend it to compat=1.1",
+            ));
         }
-        Ok(())
+        self.zero_range(from, round_up(size, cluster) - from, crate::format::ZeroSpace::Keep)
     }
 
     /// Gives the L1 table room for `entries`.
@@ -87,9 +88,7 @@ impl Qcow2Image {
             return Ok(());
         }
         if entries > MAX_L1_BYTES / 8 {
-            return Err(Error::errno(libc::EFBIG).context(
-                "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
-            ));
+            return Err(Error::errno(libc::EFBIG).context("Failed to grow the L1 table"));
         }
         let cluster = self.geometry.cluster();
         let have = (old_len * 8).div_ceil(cluster);

@@ -48,11 +48,8 @@ fn find(list: &[Snapshot], wanted: &str) -> Option<usize> {
 impl Qcow2Image {
     pub(super) fn read_snapshots(&self, tables: &Tables) -> Result<SnapshotTable> {
         let h = &tables.header;
-        let place = TablePlace {
-            offset: h.snapshots_offset,
-            entries: h.nb_snapshots,
-            disk_size: h.size,
-        };
+        let place =
+            TablePlace { offset: h.snapshots_offset, entries: h.nb_snapshots, disk_size: h.size };
         SnapshotTable::read(&*self.file, place, Damage::Refuse)
     }
 
@@ -67,9 +64,7 @@ impl Qcow2Image {
         if !s.l1_offset.is_multiple_of(self.geometry.cluster())
             || s.l1_offset.saturating_add(bytes) > file_len.saturating_add(self.geometry.cluster())
         {
-            return Err(
-                Error::corrupt("Snapshot L1 table offset invalid").at_offset(s.l1_offset)
-            );
+            return Err(Error::corrupt("Snapshot L1 table offset invalid").at_offset(s.l1_offset));
         }
         read_table(&*self.file, s.l1_offset, u64::from(s.l1_size))
             .map_err(|e| e.context("Failed to read l1 table for snapshot"))
@@ -311,8 +306,7 @@ impl Qcow2Image {
         let failed = |e: Error| e.context("Failed to load snapshot");
         self.changeable(tables).map_err(failed)?;
         let table = self.read_snapshots(tables)?;
-        let index = find(&table.list, wanted)
-            .ok_or_else(|| failed(Error::errno(libc::ENOENT)))?;
+        let index = find(&table.list, wanted).ok_or_else(|| failed(Error::errno(libc::ENOENT)))?;
         self.switch_to(tables, &table.list[index]).map_err(failed)
     }
 
@@ -375,7 +369,11 @@ impl Qcow2Image {
 fn new_id(list: &[Snapshot]) -> Vec<u8> {
     let number = |s: &Snapshot| {
         let digits: Vec<u8> =
-            s.id.iter().copied().skip_while(u8::is_ascii_whitespace).take_while(u8::is_ascii_digit).collect();
+            s.id.iter()
+                .copied()
+                .skip_while(u8::is_ascii_whitespace)
+                .take_while(u8::is_ascii_digit)
+                .collect();
         String::from_utf8(digits).ok().and_then(|d| d.parse::<u64>().ok()).unwrap_or(0)
     };
     let largest = list.iter().map(number).max().unwrap_or(0);

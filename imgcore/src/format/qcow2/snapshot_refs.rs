@@ -131,7 +131,9 @@ impl Qcow2Image {
         let step = if g.extended { 2 } else { 1 };
         let outside = |at: u64| {
             corrupt(
-                format!("an entry of the L2 table at {table:#x} points to {at:#x}, beyond the end of the image file"),
+                format!(
+                    "an entry of the L2 table at {table:#x} points to {at:#x}, beyond the end of the image file"
+                ),
                 table,
             )
         };
@@ -185,12 +187,7 @@ impl Qcow2Image {
     }
 
     /// Fails, changing nothing, if counts cannot be changed by `deltas`.
-    pub(super) fn verify_counts(
-        &self,
-        tables: &Tables,
-        deltas: &Counts,
-        sign: Sign,
-    ) -> Result<()> {
+    pub(super) fn verify_counts(&self, tables: &Tables, deltas: &Counts, sign: Sign) -> Result<()> {
         self.change_counts(tables, deltas, sign, Pass::Verify).map(drop)
     }
 
@@ -263,13 +260,7 @@ impl Qcow2Image {
         }
         if bad {
             // Finds out which, and says so.
-            return self.change_any(
-                deltas,
-                first,
-                (Sign::Add, 4),
-                bytes,
-                &mut Dropped::default(),
-            );
+            return self.change_any(deltas, first, (Sign::Add, 4), bytes, &mut Dropped::default());
         }
         for (slot, pair) in slots.iter().zip(bytes.chunks_exact_mut(2)) {
             let sum = u16::from_be_bytes([pair[0], pair[1]]).wrapping_add(*slot).to_be_bytes();
@@ -361,9 +352,7 @@ impl Qcow2Image {
             for entry in bytes.chunks_exact_mut(step) {
                 let word = entry[..8].iter().fold(0u64, |v, &b| v << 8 | u64::from(b));
                 let at = word & OFFSET_MASK;
-                if at != 0
-                    && word & (COMPRESSED | COPIED) == 0
-                    && single.has(at >> g.cluster_bits)
+                if at != 0 && word & (COMPRESSED | COPIED) == 0 && single.has(at >> g.cluster_bits)
                 {
                     entry[0] |= COPIED.to_be_bytes()[0];
                     changed = true;
@@ -386,11 +375,7 @@ impl Qcow2Image {
         changed
     }
 
-    fn edit_l2_tables(
-        &self,
-        uses: &L2Uses,
-        mut edit: impl FnMut(&mut [u8]) -> bool,
-    ) -> Result<()> {
+    fn edit_l2_tables(&self, uses: &L2Uses, mut edit: impl FnMut(&mut [u8]) -> bool) -> Result<()> {
         let mut bytes = vec![0u8; small(self.geometry.cluster())];
         for table in &uses.list {
             self.file.read_at(table.at, &mut bytes)?;

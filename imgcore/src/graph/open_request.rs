@@ -1,0 +1,260 @@
+//! What a caller asks to open: plain data, made from a file name or from an `--image-opts` tree.
+
+use super::gate::Policy;
+use crate::format::{Access, SnapshotSelector};
+use crate::opts::filename::{self, Filename};
+use crate::opts::spec::{self, BackingSpec, ImageSpec};
+use crate::storage::CacheMode;
+use crate::{Error, Result};
+
+/// Where the file below an image comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum BackingChoice {
+    /// The image says.
+    #[default]
+    Recorded,
+    /// None, whatever the image says (`backing: null`).
+    Nothing,
+    /// This one, whatever the image says.
+    Given(Box<OpenRequest>),
+}
+
+/// What becomes of discard requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discard {
+    /// Ignored.
+    #[default]
+    Ignore,
+    /// Carried out.
+    Unmap,
+}
+
+/// Whether writes of zero bytes are turned into zero requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// No.
+    #[default]
+    Off,
+    /// Yes, keeping space reserved.
+    On,
+    /// Yes, giving space back where discarding is allowed.
+    Unmap,
+}
+
+/// One image to open, with everything that the user said about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenRequest {
+    /// The file, as the user wrote it (a `file:` prefix already taken off).
+    pub filename: String,
+    /// The name in messages and reports, where it is not `filename` (a `json:{...}` description).
+    pub shown: Option<String>,
+    /// The driver; probed when not given.
+    pub driver: Option<String>,
+    /// The file below.
+    pub backing: BackingChoice,
+    /// An external data file given explicitly.
+    pub data_file: Option<Box<OpenRequest>>,
+    /// The part of the file in which the image lies: where it begins, and how long it is.
+    pub window: Option<(u64, Option<u64>)>,
+    /// Options of the driver (`offset`, `size`, `lazy-refcounts`, ...), flattened and as text.
+    pub options: Vec<(String, String)>,
+    /// Cache mode of this node, where it differs from the command's.
+    pub cache: Option<CacheMode>,
+    /// Sharing of this node, where it differs from the command's.
+    pub sharing: Option<Sharing>,
+    /// `read-only`, where given.
+    pub read_only: Option<bool>,
+    /// `discard`, where given.
+    pub discard: Option<Discard>,
+    /// `detect-zeroes`.
+    pub detect_zeroes: DetectZeroes,
+}
+
+impl OpenRequest {
+    /// What the user wrote as a file name: a path, or a description behind `json:`.
+    pub fn parse(name: &str, driver: Option<&str>) -> Result<Self> {
+        match filename::parse(name).map_err(|e| refused(name, e.into()))? {
+            Filename::Path(path) => {
+                let mut request = OpenRequest::file(path).with_driver(driver);
+                request.shown = (request.filename != name).then(|| name.to_owned());
+                Ok(request)
+            }
+            Filename::Protocol { driver, .. } => Err(refused(
+                name,
+                Error::unsupported(format!("Protocol '{driver}' is not supported"))
+                    .hint("Copy the image to a file first, or attach it as a block device"),
+            )),
+            Filename::Json(spec) => {
+                let mut request = OpenRequest::from_spec(&spec, name)?;
+                request.driver = request.driver.or_else(|| driver.map(str::to_owned));
+                Ok(request)
+            }
+        }
+    }
+
+    /// The tree of `--image-opts` or `json:`; `shown` is what the user wrote.
+    pub fn from_spec(spec: &ImageSpec, shown: &str) -> Result<Self> {
+        from_spec(spec, Some(shown)).map_err(|e| refused(shown, e))
+    }
+
+    /// A file by its name, driver probed.
+    pub fn file(filename: impl Into<String>) -> Self {
+        OpenRequest { filename: filename.into(), ..OpenRequest::default() }
+    }
+
+    /// With an explicit driver, if one is given.
+    #[must_use]
+    pub fn with_driver(mut self, driver: Option<&str>) -> Self {
+        self.driver = driver.map(str::to_owned);
+        self
+    }
+
+    /// The name to show to people.
+    pub fn name(&self) -> &str {
+        self.shown.as_deref().unwrap_or(&self.filename)
+    }
+}
+
+/// Whether opening takes QEMU's locks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// Locks are taken.
+    #[default]
+    Locked,
+    /// No locks: the image may change while it is read (`-U`).
+    Force,
+}
+
+/// How much of a chain to open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Depth {
+    /// All of it.
+    #[default]
+    Chain,
+    /// The named image alone.
+    Top,
+}
+
+/// What the image is opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// Reading and writing guest data.
+    #[default]
+    Data,
+    /// Reading all of it, while nobody writes.
+    Source,
+    /// Looking at the header: a missing external data file is no error.
+    Header,
+    /// Checking: damage must not keep it from being opened, nothing is repaired on the way.
+    Check,
+    /// A private, unfinished target: the order of writes does not matter.
+    Scratch,
+}
+
+/// How to open it.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// For reading, or for writing too. Files below are opened for reading.
+    pub access: Access,
+    /// Cache mode.
+    pub cache: CacheMode,
+    /// Locks.
+    pub sharing: Sharing,
+    /// How much of the chain.
+    pub depth: Depth,
+    /// An internal snapshot to show instead of the present state (of the top image).
+    pub snapshot: Option<SnapshotSelector>,
+    /// What for.
+    pub purpose: Purpose,
+    /// Which names inside images are followed.
+    pub policy: Policy,
+    /// An image further down that is opened with the same access as the top, by number of links
+    /// (`commit` writes into it).
+    pub also_writable: Option<usize>,
+}
+
+impl OpenOptions {
+    /// The same, for writing.
+    #[must_use]
+    pub fn writable(mut self) -> Self {
+        self.access = Access::Write;
+        self
+    }
+}
+
+fn refused(name: &str, error: Error) -> Error {
+    error.context(format!("Could not open '{name}'"))
+}
+
+/// Walks down the tree of formats to the file.
+fn from_spec(spec: &ImageSpec, shown: Option<&str>) -> Result<OpenRequest> {
+    let mut request = OpenRequest {
+        shown: shown.map(str::to_owned),
+        driver: spec.driver.clone(),
+        read_only: spec.read_only,
+        options: spec.other.clone(),
+        discard: spec.discard.map(|on| if on { Discard::Unmap } else { Discard::Ignore }),
+        detect_zeroes: match spec.detect_zeroes {
+            None | Some(spec::DetectZeroes::Off) => DetectZeroes::Off,
+            Some(spec::DetectZeroes::On) => DetectZeroes::On,
+            Some(spec::DetectZeroes::Unmap) => DetectZeroes::Unmap,
+        },
+        sharing: spec.force_share.map(|on| if on { Sharing::Force } else { Sharing::Locked }),
+        cache: cache_of(spec),
+        ..OpenRequest::default()
+    };
+    if let Some(offset) = spec.offset.or(spec.size.map(|_| 0)) {
+        request.window = Some((offset, spec.size));
+    }
+    request.backing = match &spec.backing {
+        BackingSpec::FromImage => BackingChoice::Recorded,
+        BackingSpec::None => BackingChoice::Nothing,
+        BackingSpec::Spec(lower) => BackingChoice::Given(Box::new(from_spec(lower, None)?)),
+    };
+    if let Some(data) = &spec.data_file {
+        request.data_file = Some(Box::new(from_spec(data, None)?));
+    }
+    match (&spec.file, &spec.filename) {
+        (Some(file), _) => lower_file(&mut request, file)?,
+        (None, Some(name)) => request.filename.clone_from(name),
+        (None, None) => {
+            return Err(Error::invalid("A block device must be specified for \"file\""));
+        }
+    }
+    Ok(request)
+}
+
+/// Takes over what the tree says about the file below a format.
+fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
+    let lower = from_spec(file, None)?;
+    match lower.driver.as_deref() {
+        None | Some("file" | "host_device") => {}
+        Some("raw") if request.window.is_none() => request.window = lower.window,
+        Some(driver) if spec::is_format(driver) => {
+            return Err(Error::unsupported(format!(
+                "an image inside a '{driver}' image cannot be opened"
+            ))
+            .hint("Convert the outer image to raw first"));
+        }
+        Some(driver) => {
+            return Err(Error::unsupported(format!("Protocol '{driver}' is not supported")));
+        }
+    }
+    request.filename = lower.filename;
+    request.cache = request.cache.or(lower.cache);
+    request.sharing = request.sharing.or(lower.sharing);
+    request.read_only = request.read_only.or(lower.read_only);
+    if file.locking == Some(spec::Locking::Off) {
+        request.sharing = Some(Sharing::Force);
+    }
+    Ok(())
+}
+
+fn cache_of(spec: &ImageSpec) -> Option<CacheMode> {
+    match (spec.cache_no_flush, spec.cache_direct) {
+        (Some(true), _) => Some(CacheMode::Unsafe),
+        (_, Some(true)) => Some(CacheMode::None),
+        (_, Some(false)) | (Some(false), _) => Some(CacheMode::Writeback),
+        (None, None) => None,
+    }
+}

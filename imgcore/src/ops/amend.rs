@@ -1,0 +1,50 @@
+//! `amend`: changing options of an existing image.
+
+use super::{ImageArg, Job};
+use crate::format::{self, CreateOptions};
+use crate::graph::open::Depth;
+use crate::{Error, Result};
+
+/// Whether dangerous changes are meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Force {
+    /// No.
+    #[default]
+    No,
+    /// Yes.
+    Yes,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default)]
+pub struct AmendOptions {
+    /// The image.
+    pub image: ImageArg,
+    /// `-o`, as name and text.
+    pub options: Vec<(String, String)>,
+    /// `--force`.
+    pub force: Force,
+}
+
+/// Changes options of an image.
+pub fn amend(options: &AmendOptions, job: &Job<'_>) -> Result<()> {
+    let mut how = options.image.options(job).writable();
+    how.depth = Depth::Chain;
+    let node = options.image.open(job, &how)?;
+    let name = node.image().format_name();
+    let table = format::driver(name).map_or(&[][..], format::Driver::amend_options);
+    if table.is_empty() {
+        return Err(Error::unsupported(format!(
+            "Format driver '{name}' does not support option amendment"
+        )));
+    }
+    let mut wishes = CreateOptions::parse(table, &options.options)?;
+    // Only the node knows what lies below a disk that grows.
+    let size = wishes.number("size").filter(|&n| n != 0);
+    wishes.remove("size");
+    node.image().amend(&wishes, options.force == Force::Yes, job.watcher)?;
+    if let Some(size) = size.filter(|&n| n != node.virtual_size()) {
+        node.resize(size, crate::storage::Preallocation::Off)?;
+    }
+    node.close()
+}

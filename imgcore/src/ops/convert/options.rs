@@ -1,0 +1,149 @@
+//! What `convert` can be told.
+
+use super::super::ImageArg;
+use crate::format::{Level, SnapshotSelector};
+use crate::graph::open::{OpenRequest, Sharing};
+pub use crate::graph::output::{Durability, Overwrite};
+use crate::storage::CacheMode;
+
+/// Where the result goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A new image, of this driver and with these `-o` options.
+    New {
+        /// File name.
+        filename: String,
+        /// Driver.
+        driver: String,
+        /// `-o`, as name and text.
+        options: Vec<(String, String)>,
+    },
+    /// An image that exists (`-n`).
+    Existing {
+        /// Which one.
+        request: OpenRequest,
+        /// It reads as zeroes already (`--target-is-zero`).
+        is_zero: bool,
+    },
+}
+
+/// What becomes of persistent bitmaps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bitmaps {
+    /// Left out.
+    #[default]
+    Ignore,
+    /// Copied; a broken one is an error.
+    Copy,
+    /// Copied; broken ones are left out with a note.
+    SkipBroken,
+}
+
+/// What a read error does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReadError {
+    /// Ends the job.
+    #[default]
+    Stop,
+    /// Zeroes are written instead, with a note (`--salvage`).
+    Salvage,
+}
+
+/// How bytes get from source to target where both are plain files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offload {
+    /// Through buffers; blocks are shared where the file system can.
+    #[default]
+    Share,
+    /// By the kernel (`-C`).
+    CopyRange,
+    /// Through buffers only.
+    Never,
+}
+
+/// Compressed output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compress {
+    /// No.
+    #[default]
+    No,
+    /// `-c`.
+    Yes(Level),
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// One after the other.
+    pub sources: Vec<ImageArg>,
+    /// `-l`.
+    pub snapshot: Option<SnapshotSelector>,
+    /// Where to.
+    pub target: Target,
+    /// `-t`.
+    pub target_cache: CacheMode,
+    /// `-U` for files that are only named (the backing file).
+    pub sharing: Sharing,
+    /// `-B`.
+    pub backing: Option<String>,
+    /// `-F`.
+    pub backing_format: Option<String>,
+    /// `-S` in bytes; 0 makes everything allocated.
+    pub sparse_size: u64,
+    /// `-c`.
+    pub compress: Compress,
+    /// `--bitmaps`, `--skip-broken-bitmaps`.
+    pub bitmaps: Bitmaps,
+    /// `--salvage`.
+    pub on_read_error: OnReadError,
+    /// `-r`, bytes a second, 0 for no limit.
+    pub rate: u64,
+    /// Threads; 0 for one per core.
+    pub threads: usize,
+    /// `-C`.
+    pub offload: Offload,
+    /// Whether a file that exists may be replaced.
+    pub overwrite: Overwrite,
+    /// Whether a new target is on disk before it gets its name.
+    pub durability: Durability,
+}
+
+impl ConvertOptions {
+    /// From `sources` to `target`, everything else by default.
+    pub fn new(sources: Vec<ImageArg>, target: Target) -> Self {
+        ConvertOptions {
+            sources,
+            snapshot: None,
+            target,
+            target_cache: CacheMode::Unsafe,
+            sharing: Sharing::Locked,
+            backing: None,
+            backing_format: None,
+            sparse_size: 4096,
+            compress: Compress::No,
+            bitmaps: Bitmaps::Ignore,
+            on_read_error: OnReadError::Stop,
+            rate: 0,
+            threads: 0,
+            offload: Offload::Share,
+            overwrite: Overwrite::Allow,
+            durability: Durability::Synced,
+        }
+    }
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ConvertReport {
+    /// Size of the guest's disk.
+    pub virtual_size: u64,
+    /// Bytes read from the sources.
+    pub bytes_read: u64,
+    /// Guest bytes stored in the target.
+    pub bytes_stored: u64,
+    /// Guest bytes shared by the file system or copied by the kernel.
+    pub bytes_offloaded: u64,
+    /// Threads used.
+    pub threads: usize,
+}

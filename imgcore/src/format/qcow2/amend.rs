@@ -7,7 +7,7 @@
 
 use super::amend_zero::{Expansion, has_compressed};
 use super::check_counts::Counts;
-use super::create::{parse_refcount_bits, option};
+use super::create::{option, parse_refcount_bits};
 use super::header::Compression;
 use super::image::Qcow2Image;
 use super::layout::{REFTABLE_MASK, autoclear, compatible, incompatible};
@@ -31,12 +31,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         None,
         "The external data file must stay valid as a raw image",
     ),
-    option(
-        "encrypt.iter-time",
-        OptionKind::Number,
-        None,
-        "Time to spend in PBKDF in milliseconds",
-    ),
+    option("encrypt.iter-time", OptionKind::Number, None, "Time to spend in PBKDF in milliseconds"),
     option(
         "encrypt.keyslot",
         OptionKind::Number,
@@ -62,12 +57,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         "Select new state of affected keyslots (active/inactive)",
     ),
     option("lazy_refcounts", OptionKind::Bool, None, "Postpone refcount updates"),
-    option(
-        "refcount_bits",
-        OptionKind::Number,
-        None,
-        "Width of a reference count entry in bits",
-    ),
+    option("refcount_bits", OptionKind::Number, None, "Width of a reference count entry in bits"),
     option("size", OptionKind::Size, None, "Virtual disk size"),
 ];
 
@@ -95,9 +85,7 @@ impl Plan {
         };
         if options.names().any(|n| n.starts_with("encrypt.")) {
             return Err(match h.crypt_method {
-                0 => Error::invalid(
-                    "Can't amend encryption options - encryption not present",
-                ),
+                0 => Error::invalid("Can't amend encryption options - encryption not present"),
                 1 => Error::unsupported("Only LUKS encryption options can be amended"),
                 _ => Error::unsupported("changing LUKS keyslots is not supported"),
             });
@@ -151,11 +139,7 @@ impl Qcow2Image {
     /// See [`crate::format::Image::amend`]. A caller that knows the file below changes the size itself
     /// (through the node), because only it can clear what would show of it. Afterwards the image must be closed and opened again: sizes
     /// that follow from the version were taken when it was opened.
-    pub(super) fn amend_image(
-        &self,
-        options: &CreateOptions,
-        watcher: &dyn Watcher,
-    ) -> Result<()> {
+    pub(super) fn amend_image(&self, options: &CreateOptions, watcher: &dyn Watcher) -> Result<()> {
         self.finish_recording()?;
         let plan = {
             let mut tables = self.write_tables();
@@ -232,18 +216,12 @@ impl Qcow2Image {
     }
 
     /// Writes the refcount structure anew with another width.
-    fn change_width(
-        &self,
-        tables: &mut Tables,
-        order: u32,
-        watcher: &dyn Watcher,
-    ) -> Result<()> {
+    fn change_width(&self, tables: &mut Tables, order: u32, watcher: &dyn Watcher) -> Result<()> {
         let old_order = tables.refs.order;
         let block_bits = tables.refs.block_bits();
         let cluster = self.geometry.cluster();
         let mut counts = Counts::new(self.file.len()?.div_ceil(cluster), 6);
-        let mut old =
-            vec![(tables.refs.table_offset, tables.refs.table_clusters() * cluster)];
+        let mut old = vec![(tables.refs.table_offset, tables.refs.table_clusters() * cluster)];
         let mut bytes = vec![0u8; small(cluster)];
         let total = len_u64(tables.refs.table.len());
         for index in 0..tables.refs.table.len() {
@@ -304,11 +282,7 @@ impl Qcow2Image {
         }
         let size = plan.size.unwrap_or(h.size);
         let table = self.read_snapshots(tables)?;
-        if table
-            .list
-            .iter()
-            .any(|s| s.vm_state_size > u64::from(u32::MAX) || s.disk_size != size)
-        {
+        if table.list.iter().any(|s| s.vm_state_size > u64::from(u32::MAX) || s.disk_size != size) {
             return Err(Error::unsupported("Internal snapshots prevent downgrade of image"));
         }
         let left = h.incompatible & !(incompatible::COMPRESSION | incompatible::DIRTY);
@@ -317,8 +291,7 @@ impl Qcow2Image {
                 "Cannot downgrade an image with incompatible features {left:#x} set"
             )));
         }
-        if h.compression != Compression::Zlib
-            && has_compressed(self, &self.all_l2_tables(tables)?)?
+        if h.compression != Compression::Zlib && has_compressed(self, &self.all_l2_tables(tables)?)?
         {
             return Err(Error::unsupported(
                 "Cannot downgrade an image with zstd compression type and existing compressed clusters",

@@ -7,10 +7,10 @@ use super::check_refs::{L2Use, L2Uses, Owner, words};
 use super::image::Qcow2Image;
 use super::layout::{COMPRESSED, COPIED, OFFSET_MASK, ZERO};
 use super::tables::Tables;
+use crate::Result;
 use crate::format::{Watcher, check_cancelled};
 use crate::num::{len_u64, small};
 use crate::storage::ZeroMode;
-use crate::Result;
 
 /// Bytes of changed tables held before they are written.
 const BATCH: u64 = 4 << 20;

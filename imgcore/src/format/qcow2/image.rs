@@ -9,8 +9,8 @@ use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
-    BackingRef, BitmapStore, CheckReport, CreateOptions, Encoder, Extent, Grant, Granularity, Image, ImageInfo,
-    Level, Repair, Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
+    BackingRef, BitmapStore, CheckReport, CreateOptions, Encoder, Extent, Grant, Granularity,
+    Image, ImageInfo, Level, Repair, Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
 };
 use crate::num::GuestOffset;
 use crate::storage::Storage;

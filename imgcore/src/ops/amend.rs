@@ -38,7 +38,13 @@ pub fn amend(options: &AmendOptions, job: &Job<'_>) -> Result<()> {
             "Format driver '{name}' does not support option amendment"
         )));
     }
-    let wishes = CreateOptions::parse(table, &options.options)?;
+    let mut wishes = CreateOptions::parse(table, &options.options)?;
+    // Only the node knows what lies below a disk that grows.
+    let size = wishes.number("size").filter(|&n| n != 0);
+    wishes.remove("size");
     node.image().amend(&wishes, options.force == Force::Yes, job.watcher)?;
+    if let Some(size) = size.filter(|&n| n != node.virtual_size()) {
+        node.resize(size, crate::storage::Preallocation::Off)?;
+    }
     node.close()
 }

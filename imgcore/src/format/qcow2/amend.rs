@@ -136,7 +136,8 @@ impl Plan {
 }
 
 impl Qcow2Image {
-    /// See [`crate::format::Image::amend`]. Afterwards the image must be closed and opened again: sizes
+    /// See [`crate::format::Image::amend`]. A caller that knows the file below changes the size itself
+    /// (through the node), because only it can clear what would show of it. Afterwards the image must be closed and opened again: sizes
     /// that follow from the version were taken when it was opened.
     pub(super) fn amend_image(&self, options: &CreateOptions, watcher: &dyn Watcher) -> Result<()> {
         self.finish_recording()?;
@@ -152,8 +153,8 @@ impl Qcow2Image {
             plan
         };
         if let Some(size) = plan.size.filter(|&n| n != self.disk_size()) {
-            let how = Preallocation::Off;
-            self.resize_with_bitmaps(Resize { size, how, hide_below: false })?;
+            let hide_below = self.read_tables().header.backing_name.is_some();
+            self.resize_with_bitmaps(Resize { size, how: Preallocation::Off, hide_below })?;
         }
         let mut tables = self.write_tables();
         if plan.version < tables.header.version {

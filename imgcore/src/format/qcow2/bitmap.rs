@@ -33,17 +33,20 @@ use crate::format::{BitmapInfo, BitmapStore};
 use crate::num::{len_u64, small};
 use crate::{Error, ErrorKind, Result};
 
+/// Bitmaps being recorded, by name.
+type Recorded = Vec<(Vec<u8>, Bits)>;
+
 /// What writes are recorded in.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     /// Known that nothing has to be recorded.
     quiet: AtomicBool,
-    /// Bitmaps being recorded, by name; `None` before the first write.
-    active: Mutex<Option<Vec<(Vec<u8>, Bits)>>>,
+    /// `None` before the first write.
+    active: Mutex<Option<Recorded>>,
 }
 
 impl Recorder {
-    fn lock(&self) -> MutexGuard<'_, Option<Vec<(Vec<u8>, Bits)>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Recorded>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -217,7 +220,7 @@ impl Qcow2Image {
         Ok(())
     }
 
-    fn start_recording(&self) -> Result<Option<Vec<(Vec<u8>, Bits)>>> {
+    fn start_recording(&self) -> Result<Option<Recorded>> {
         let tables = self.write_tables();
         if self.check_usable(&tables).is_err() {
             return Ok(None);

@@ -42,6 +42,8 @@ mod check_copied;
 mod check_counts;
 mod check_refs;
 mod compress;
+#[cfg(test)]
+mod crash_test;
 mod create;
 mod flush;
 pub mod header;

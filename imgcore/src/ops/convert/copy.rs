@@ -30,6 +30,8 @@ pub(super) struct Copy<'a> {
     pub target: &'a Node,
     pub rules: Rules,
     pub sparse: Sparse,
+    /// Unit of allocation: that of the rules, or a part of it where the target has subclusters.
+    pub step: u64,
     /// Unit of encoded writing, if the output is compressed.
     pub encode: Option<(u64, Level)>,
     pub on_read_error: OnReadError,
@@ -226,7 +228,7 @@ impl Copy<'_> {
                 self.sparse.data_runs(&buf[start..start + len], part.at, start, data);
             }
         }
-        let unit = small(self.rules.unit);
+        let unit = small(self.step);
         let plain = known.len() == 1 && known[0] == (0, small(chunk.len));
         if plain && self.rules.zero_init {
             // Nothing but data to be rounded to units.
@@ -273,6 +275,9 @@ impl Copy<'_> {
                 .try_for_each(|&(start, len)| self.zero(chunk.at + len_u64(start), len_u64(len)));
             zeroed?;
         }
+        if self.step < self.rules.unit && self.rules.unit == image.granularity().allocation {
+            return self.copy_subclusters(chunk, bench);
+        }
         let Bench { places, units, data, .. } = &mut *bench;
         places
             .reserve(image, chunk.at, self.rules.total, units, data)
@@ -286,6 +291,27 @@ impl Copy<'_> {
         });
         self.counters.stored.fetch_add(bench.places.bytes(), Ordering::Relaxed);
         written.map_err(|(at, e)| write_error(at, e))
+    }
+
+    /// Stores the runs of a chunk one after the other, all in its turn: two runs may lie in one
+    /// cluster, and the second must see where the first one put it.
+    fn copy_subclusters(&self, chunk: &Chunk, bench: &mut Bench) -> Result<()> {
+        let image = self.target.image();
+        let Bench { places, units, data, buf, .. } = bench;
+        let buf = buf.bytes();
+        for &(start, len) in units.iter() {
+            let run = [(start, len)];
+            places
+                .reserve(image, chunk.at, self.rules.total, &run, data)
+                .map_err(|e| write_error(chunk.at, e))?;
+            let written = places.write_all(image, chunk.at, |storage, write: &Write| {
+                self.rate.pass(len_u64(write.len), &|| self.stopping());
+                storage.write_at(write.offset, &buf[write.from..write.from + write.len])
+            });
+            self.counters.stored.fetch_add(places.bytes(), Ordering::Relaxed);
+            written.map_err(|(at, e)| write_error(at, e))?;
+        }
+        Ok(())
     }
 
     fn stopping(&self) -> bool {

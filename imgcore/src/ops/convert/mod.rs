@@ -314,8 +314,17 @@ fn copy_with(
     threads: usize,
 ) -> (Result<()>, Counters) {
     let lenient = options.on_read_error == OnReadError::Salvage;
+    let granularity = target.image().granularity();
+    let step = match granularity.zero {
+        // Subclusters: allocated one by one.
+        Some(zero) if encode.is_none() && zero > 1 && zero < granularity.allocation => {
+            zero.max(sparse.align.min(rules.unit))
+        }
+        _ => rules.unit,
+    };
     Copy {
         spans,
+        step,
         feed: Mutex::new(Feed::new(spans, rules, lenient)),
         target,
         rules,

@@ -296,20 +296,14 @@ impl Copy<'_> {
     /// Stores the runs of a chunk one after the other, all in its turn: two runs may lie in one
     /// cluster, and the second must see where the first one put it.
     fn copy_subclusters(&self, chunk: &Chunk, bench: &mut Bench) -> Result<()> {
-        let image = self.target.image();
-        let Bench { places, units, data, buf, .. } = bench;
+        let Bench { units, buf, .. } = bench;
         let buf = buf.bytes();
         for &(start, len) in units.iter() {
-            let run = [(start, len)];
-            places
-                .reserve(image, chunk.at, self.rules.total, &run, data)
-                .map_err(|e| write_error(chunk.at, e))?;
-            let written = places.write_all(image, chunk.at, |storage, write: &Write| {
-                self.rate.pass(len_u64(write.len), &|| self.stopping());
-                storage.write_at(write.offset, &buf[write.from..write.from + write.len])
-            });
-            self.counters.stored.fetch_add(places.bytes(), Ordering::Relaxed);
-            written.map_err(|(at, e)| write_error(at, e))?;
+            let at = chunk.at + len_u64(start);
+            let len = len.min(small(self.rules.total - at));
+            self.rate.pass(len_u64(len), &|| self.stopping());
+            self.target.write(at, &buf[start..start + len]).map_err(|e| write_error(at, e))?;
+            self.counters.stored.fetch_add(len_u64(len), Ordering::Relaxed);
         }
         Ok(())
     }

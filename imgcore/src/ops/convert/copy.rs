@@ -41,6 +41,9 @@ pub(super) struct Copy<'a> {
     pub rate: Rate,
     pub job: Job<'a>,
     pub turns: Turns,
+    /// Held while writing where the kernel lets one thread at a time write a file anyway: waiting here
+    /// costs nothing, waiting for the inode's lock is spinning.
+    pub one_writer: Option<Mutex<()>>,
     pub failure: Failure,
     pub counters: Counters,
 }
@@ -284,6 +287,7 @@ impl Copy<'_> {
             .map_err(|e| write_error(chunk.at, e))?;
         self.turns.pass(chunk.ticket);
         let buf = bench.buf.bytes();
+        let _writer = self.one_writer.as_ref().map(lock);
         let written = bench.places.write_all(image, chunk.at, |storage, write: &Write| {
             let bytes = &buf[write.from..write.from + write.len];
             self.rate.pass(len_u64(write.len), &|| self.stopping());
@@ -421,6 +425,7 @@ impl Copy<'_> {
             place.map_err(|e| write_error(at, e))?;
         }
         self.turns.pass(chunk.ticket);
+        let _writer = self.one_writer.as_ref().map(lock);
         let written = places.write_all(image, chunk.at, |storage, write: &Write| {
             let bytes = match write.encoded {
                 Some(i) => &encoded[i][..],

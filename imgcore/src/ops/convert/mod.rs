@@ -335,10 +335,19 @@ fn copy_with(
         rate: Rate::new(options.rate),
         job: *job,
         turns: Turns::default(),
+        one_writer: writes_one_by_one(target).then(Mutex::default),
         failure: Failure::default(),
         counters: Counters::default(),
     }
     .run(threads)
+}
+
+/// Buffered writes to a regular file exclude each other in the kernel.
+fn writes_one_by_one(target: &Node) -> bool {
+    target.image().storages().iter().all(|storage| {
+        let limits = storage.limits();
+        storage.as_file().is_some() && !limits.block_device && limits.request_alignment == 1
+    })
 }
 
 /// Whether it is worth trying to copy without buffers.

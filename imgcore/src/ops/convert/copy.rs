@@ -30,6 +30,8 @@ pub(super) struct Copy<'a> {
     pub target: &'a Node,
     pub rules: Rules,
     pub sparse: Sparse,
+    /// Unit of allocation: that of the rules, or a part of it where the target has subclusters.
+    pub step: u64,
     /// Unit of encoded writing, if the output is compressed.
     pub encode: Option<(u64, Level)>,
     pub on_read_error: OnReadError,
@@ -229,7 +231,7 @@ impl Copy<'_> {
                 self.sparse.data_runs(&buf[start..start + len], part.at, start, data);
             }
         }
-        let unit = small(self.rules.unit);
+        let unit = small(self.step);
         let plain = known.len() == 1 && known[0] == (0, small(chunk.len));
         if plain && self.rules.zero_init {
             // Nothing but data to be rounded to units.
@@ -276,6 +278,9 @@ impl Copy<'_> {
                 .try_for_each(|&(start, len)| self.zero(chunk.at + len_u64(start), len_u64(len)));
             zeroed?;
         }
+        if self.step < self.rules.unit && self.rules.unit == image.granularity().allocation {
+            return self.copy_subclusters(chunk, bench);
+        }
         let Bench { places, units, data, .. } = &mut *bench;
         places
             .reserve(image, chunk.at, self.rules.total, units, data)
@@ -290,6 +295,21 @@ impl Copy<'_> {
         });
         self.counters.stored.fetch_add(bench.places.bytes(), Ordering::Relaxed);
         written.map_err(|(at, e)| write_error(at, e))
+    }
+
+    /// Stores the runs of a chunk one after the other, all in its turn: two runs may lie in one
+    /// cluster, and the second must see where the first one put it.
+    fn copy_subclusters(&self, chunk: &Chunk, bench: &mut Bench) -> Result<()> {
+        let Bench { units, buf, .. } = bench;
+        let buf = buf.bytes();
+        for &(start, len) in units.iter() {
+            let at = chunk.at + len_u64(start);
+            let len = len.min(small(self.rules.total - at));
+            self.rate.pass(len_u64(len), &|| self.stopping());
+            self.target.write(at, &buf[start..start + len]).map_err(|e| write_error(at, e))?;
+            self.counters.stored.fetch_add(len_u64(len), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn stopping(&self) -> bool {

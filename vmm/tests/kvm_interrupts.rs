@@ -9,8 +9,8 @@ use std::sync::Arc;
 use common::{Bench, CODE, kvm};
 use vmm::boot::registers::Entry;
 use vmm::bus::Effect;
-use vmm::irq::{Level, Line, Message};
-use vmm::kvm::routes::{MsiTarget, Routes};
+use vmm::irq::{Level, Line, Message, MsiTarget, Vector};
+use vmm::kvm::routes::Routes;
 use vmm::kvm::vm::{Doorbell, Pin};
 use vmm_sys_util::eventfd::EventFd;
 

@@ -263,7 +263,7 @@ impl Qcow2Image {
             self.geometry.cluster_bits,
             order,
             &mut counts,
-            &old,
+            super::repair::OldStructure { places: &old, exact: true },
         )?;
         self.link_structure(tables, new, order)?;
         // The old places are free now and may be used again; a stale slice must not be found there.

@@ -140,7 +140,7 @@ impl Qcow2Image {
     /// (through the node), because only it can clear what would show of it. Afterwards the image must be closed and opened again: sizes
     /// that follow from the version were taken when it was opened.
     pub(super) fn amend_image(&self, options: &CreateOptions, watcher: &dyn Watcher) -> Result<()> {
-        self.finish_recording()?;
+        drop(self.finish_recording()?);
         let plan = {
             let mut tables = self.write_tables();
             self.check_usable(&tables)?;

@@ -18,11 +18,13 @@
 
 pub mod boot;
 pub mod bus;
+pub mod cpu;
 pub mod devices;
 pub mod irq;
 pub mod kvm;
 pub mod mem;
 pub mod num;
+pub mod pci;
 pub mod vcpu;
 
 pub use imgcore::{Error, ErrorKind, Result};

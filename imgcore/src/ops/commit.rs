@@ -53,7 +53,7 @@ pub fn commit(options: &CommitOptions, job: &Job<'_>) -> Result<()> {
     let top = options.image.open(job, &how)?;
     let chain = top.chain();
     let Some(base) = chain.get(link).copied() else {
-        return Err(Error::invalid("Image does not have a backing file").at_path(top.name()));
+        return Err(Error::invalid("Image does not have a backing file"));
     };
     let size = top.virtual_size();
     let old = base.virtual_size();

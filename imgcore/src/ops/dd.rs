@@ -69,7 +69,7 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
     };
     let start = bytes(options.skip).filter(|&s| s <= end);
     if start.is_none() {
-        job.watcher.note(&format!("{}: cannot skip to specified offset", input.name()));
+        job.watcher.note(&format!("error: {}: cannot skip to specified offset", input.name()));
     }
     let start = start.unwrap_or(end);
     let size = end - start;

@@ -15,7 +15,7 @@ use crate::format::{self, BackingRef, Encoded, Encoder, Level, ZeroSpace, check_
 use crate::graph::Node;
 use crate::graph::gate::combine;
 use crate::graph::open::{Depth, OpenOptions, OpenRequest, open};
-use crate::num::{GuestOffset, len_u64, round_down, small};
+use crate::num::{GuestOffset, len_u64, round_down, round_up, small};
 use crate::storage::CacheMode;
 use crate::storage::zero::is_zero;
 use crate::{Error, Result};
@@ -208,6 +208,7 @@ impl Copying<'_> {
         read_below(self.below, at, new)
             .map_err(|e| e.context("error while reading from new backing file"))?;
         let unit = small(self.unit);
+        let old_end = self.node.backing().map_or(0, |b| b.virtual_size());
         let differs = |start: usize| {
             let end = (start + unit).min(old.len());
             old[start..end] != new[start..end]
@@ -216,7 +217,8 @@ impl Copying<'_> {
         while start < old.len() {
             let mut end = (start + unit).min(old.len());
             if differs(start) {
-                while end < old.len() && self.encoder.is_none() && differs(end) {
+                let straddles = |end: usize| at + len_u64(end) == round_up(old_end, self.unit);
+                while end < old.len() && self.encoder.is_none() && !straddles(end) && differs(end) {
                     end = (end + unit).min(old.len());
                 }
                 self.store(at + len_u64(start), &old[start..end])
@@ -228,7 +230,10 @@ impl Copying<'_> {
     }
 
     fn store(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        if is_zero(bytes) {
+        // As in qemu-img, zeroes become a zero range where the old file below had ended, and are
+        // stored where it had zeroes.
+        let old_end = self.node.backing().map_or(0, |b| b.virtual_size());
+        if at >= old_end || (self.encoder.is_some() && is_zero(bytes)) {
             return self.node.write_zeroes(at, len_u64(bytes.len()), ZeroSpace::Keep);
         }
         let Some(encoder) = &mut self.encoder else { return self.node.write(at, bytes) };

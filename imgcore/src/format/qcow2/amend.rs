@@ -140,7 +140,7 @@ impl Qcow2Image {
     /// (through the node), because only it can clear what would show of it. Afterwards the image must be closed and opened again: sizes
     /// that follow from the version were taken when it was opened.
     pub(super) fn amend_image(&self, options: &CreateOptions, watcher: &dyn Watcher) -> Result<()> {
-        self.finish_recording()?;
+        drop(self.finish_recording()?);
         let plan = {
             let mut tables = self.write_tables();
             self.check_usable(&tables)?;
@@ -263,7 +263,7 @@ impl Qcow2Image {
             self.geometry.cluster_bits,
             order,
             &mut counts,
-            &old,
+            super::repair::OldStructure { places: &old, exact: true },
         )?;
         self.link_structure(tables, new, order)?;
         // The old places are free now and may be used again; a stale slice must not be found there.

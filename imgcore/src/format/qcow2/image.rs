@@ -182,7 +182,7 @@ impl Image for Qcow2Image {
     }
 
     fn close(&self) -> Result<()> {
-        self.finish_recording()?;
+        drop(self.finish_recording()?);
         self.close_image()
     }
 

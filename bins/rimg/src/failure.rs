@@ -69,6 +69,14 @@ impl Failure {
         self
     }
 
+    /// Makes one line of the advice, if it is there, a message of its own.
+    #[must_use]
+    pub fn promote(mut self, line: &str) -> Self {
+        let before = self.hints.len();
+        self.hints.retain(|h| h != line);
+        if self.hints.len() < before { self.and(line) } else { self }
+    }
+
     /// With `prefix: ` before the message.
     #[must_use]
     pub fn prefix(mut self, prefix: &str) -> Self {
@@ -101,6 +109,9 @@ impl Failure {
         for hint in &self.hints {
             if hint.starts_with("warning: ") {
                 text.push_str(&format!("{program}: "));
+            } else if hint.starts_with(char::is_lowercase) {
+                // Not QEMU's words, which begin with a capital: ours.
+                text.push_str("hint: ");
             }
             text.push_str(hint);
             text.push('\n');

@@ -60,7 +60,11 @@ fn run(session: &Session, args: Vec<String>) -> Result<u8, Failure> {
                 output::print(&help::version(session.as_qemu_img));
                 return Ok(0);
             }
-            // There are no trace events.
+            "trace" if given.value == "help" => {
+                output::print("There are no trace points in this program.\n");
+                return Ok(0);
+            }
+            // Accepted for old scripts; there is nothing to trace.
             _ => {}
         }
     }

@@ -382,6 +382,9 @@ pub struct ImageInfo {
     pub specific: Option<SpecificInfo>,
 }
 
+/// What an image says that has no snapshot of the name asked for.
+pub const NO_SUCH_SNAPSHOT: &str = "Can't find snapshot";
+
 /// Internal snapshots.
 pub trait SnapshotStore {
     /// All, in the order of the table.
@@ -409,6 +412,10 @@ pub struct BitmapInfo {
 
 /// Persistent dirty bitmaps.
 pub trait BitmapStore {
+    /// Whether this image can hold any (an old version of the format may not).
+    fn can_store(&self) -> bool {
+        true
+    }
     /// All, in the order of the directory.
     fn list(&self) -> Result<Vec<BitmapInfo>>;
     /// Adds an empty one; `granularity` 0 chooses QEMU's default.

@@ -123,7 +123,7 @@ fn forbidden(image: &str, reference: &str) -> Error {
     )
     .at_path(image)
     .hint(format!(
-        "If you trust the image, allow it with --allow {}",
+        "if you trust the image, allow it with --allow {}",
         folder_of(Path::new(reference)).display()
     ))
 }

@@ -63,12 +63,16 @@ impl Opening<'_> {
                 ..self.options.clone()
             },
         };
+        let asked = asked_driver(request)?;
         let path = request.filename.as_str();
         let file_options =
             FileOptions { writable: access == Access::Write, cache: level.options.cache };
         let file = FileStorage::open(Path::new(path), file_options)?;
         self.remember(request.name(), &file)?;
-        let driver = choose_driver(request, &file)?;
+        let driver = match asked {
+            Some(driver) => driver,
+            None => probe_driver(request, &file)?,
+        };
         level.lock(driver, &file, request.name())?;
         let storage = request.window(Arc::new(file))?;
         // An image that the user named opens its own folder; so does one that he allowed.
@@ -144,7 +148,7 @@ impl Opening<'_> {
                  '{first}' above it"
             ))
             .at_path(name)
-            .hint("Use 'rebase -u' to give one of them the right backing file"));
+            .hint("use 'rebase -u' to give one of them the right backing file"));
         }
         self.seen.push((name.to_owned(), dev, ino));
         Ok(())
@@ -216,14 +220,18 @@ fn in_backing(error: Error) -> Error {
     error.context("Could not open backing file")
 }
 
-/// The driver that was asked for, or the one that fits.
-fn choose_driver(request: &OpenRequest, file: &FileStorage) -> Result<&'static dyn Driver> {
-    if let Some(name) = &request.driver {
-        // A protocol as the top of a tree is the file as it is.
-        let name = if matches!(name.as_str(), "file" | "host_device") { "raw" } else { name };
-        return format::driver(name)
-            .ok_or_else(|| Error::unsupported(format!("Unknown driver '{name}'")));
-    }
+/// The driver that was asked for. An unknown one is complained about before any file is touched.
+fn asked_driver(request: &OpenRequest) -> Result<Option<&'static dyn Driver>> {
+    let Some(name) = &request.driver else { return Ok(None) };
+    // A protocol as the top of a tree is the file as it is.
+    let name = if matches!(name.as_str(), "file" | "host_device") { "raw" } else { name };
+    format::driver(name)
+        .map(Some)
+        .ok_or_else(|| Error::unsupported(format!("Unknown driver '{name}'")))
+}
+
+/// The driver that fits what the file begins with.
+fn probe_driver(request: &OpenRequest, file: &FileStorage) -> Result<&'static dyn Driver> {
     let (start, _) = request.window.unwrap_or((0, None));
     let mut head = vec![0u8; small(file.len()?.saturating_sub(start)).min(PROBE_LEN)];
     file.read_at(start, &mut head)

@@ -82,11 +82,12 @@ impl OpenRequest {
             Filename::Protocol { driver, .. } => Err(refused(
                 name,
                 Error::unsupported(format!("Protocol '{driver}' is not supported"))
-                    .hint("Copy the image to a file first, or attach it as a block device"),
+                    .hint("copy the image to a file first, or attach it as a block device"),
             )),
             Filename::Json(spec) => {
                 let mut request = OpenRequest::from_spec(&spec, name)?;
-                request.driver = request.driver.or_else(|| driver.map(str::to_owned));
+                // What the command line says stands above what the description says.
+                request.driver = driver.map(str::to_owned).or(request.driver);
                 Ok(request)
             }
         }
@@ -234,7 +235,7 @@ fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
             return Err(Error::unsupported(format!(
                 "an image inside a '{driver}' image cannot be opened"
             ))
-            .hint("Convert the outer image to raw first"));
+            .hint("convert the outer image to raw first"));
         }
         Some(driver) => {
             return Err(Error::unsupported(format!("Protocol '{driver}' is not supported")));

@@ -149,7 +149,7 @@ impl Output {
                 if self.overwrite == Overwrite::Refuse && meta.len() > 0 {
                     return Err(Error::invalid(format!("'{shown}' exists and is not empty"))
                         .at_path(shown)
-                        .hint("Use --force to replace it"));
+                        .hint("use --force to replace it"));
                 }
                 let writable = FileOptions { writable: true, ..FileOptions::default() };
                 let replaced = FileStorage::open(&path, writable)?;

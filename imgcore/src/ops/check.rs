@@ -75,16 +75,12 @@ pub fn check(
     let node = options.image.open(job, &how)?;
     let look = |repair| match node.image().check(repair, job.watcher) {
         None => Err(CheckFailure::NotSupported),
-        Some(report) => report.map_err(CheckFailure::Failed),
+        Some(report) => report.map_err(|e| CheckFailure::Failed(e.context("Check failed"))),
     };
     let mut report = look(options.repair)?;
     if options.repair != Repair::Nothing && (report.corruptions_fixed > 0 || report.leaks_fixed > 0)
     {
         let (corruptions, leaks) = (report.corruptions_fixed, report.leaks_fixed);
-        job.watcher.note(&format!(
-            "The following inconsistencies were found and repaired:\n\n    {leaks} leaked \
-             clusters\n    {corruptions} corruptions\n\nDouble checking the fixed image now..."
-        ));
         report = look(Repair::Nothing)?;
         report.corruptions_fixed = corruptions;
         report.leaks_fixed = leaks;

@@ -52,8 +52,17 @@ impl DdOptions {
     }
 }
 
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DdReport {
+    /// Bytes of the new image.
+    pub bytes: u64,
+    /// `skip=` lies beyond what there is to copy.
+    pub skipped_all: bool,
+}
+
 /// Copies.
-pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
+pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<DdReport> {
     let driver = find_driver(&options.output_driver)?;
     let Filename::Path(path) = filename::parse(&options.output)? else {
         return Err(Error::unsupported("Only files and block devices can be written")
@@ -68,9 +77,7 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
         None => input.virtual_size(),
     };
     let start = bytes(options.skip).filter(|&s| s <= end);
-    if start.is_none() {
-        job.watcher.note(&format!("error: {}: cannot skip to specified offset", input.name()));
-    }
+    let skipped_all = start.is_none();
     let start = start.unwrap_or(end);
     let size = end - start;
     let failed =
@@ -101,5 +108,6 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
     }
     target.close()?;
     drop(target);
-    output.commit(Durability::Synced)
+    output.commit(Durability::Synced)?;
+    Ok(DdReport { bytes: size, skipped_all })
 }

@@ -97,7 +97,7 @@ pub fn info(options: &InfoOptions, job: &Job<'_>) -> Result<Vec<InfoReport>> {
                 request.name()
             ))
             .at_path(request.name())
-            .hint("Use 'rebase -u' to give one of the images the right backing file"));
+            .hint("use 'rebase -u' to give one of the images the right backing file"));
         }
         seen.push(here);
         let report = look(&node, &request)?;
@@ -153,6 +153,7 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
     }
     let mut total = None;
     for (index, storage) in storages.iter().enumerate() {
+        let storage: &dyn Storage = storage.whole().unwrap_or(&***storage);
         if let Some(bytes) = storage.allocated()? {
             total = Some(total.unwrap_or(0u64).saturating_add(bytes));
         }
@@ -161,7 +162,7 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
             (n, "vmdk") => format!("extents.{}", n - 1),
             _ => "data-file".to_owned(),
         };
-        report.children.push(ChildInfo { name, info: file_info(&***storage)? });
+        report.children.push(ChildInfo { name, info: file_info(storage)? });
     }
     // The child attached last comes first.
     report.children.reverse();
@@ -170,7 +171,12 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
 }
 
 fn file_info(storage: &dyn Storage) -> Result<InfoReport> {
-    let device = storage.limits().block_device;
+    // QEMU's protocol for devices takes character devices too (/dev/null).
+    let special = storage
+        .as_file()
+        .and_then(|f| f.metadata().ok())
+        .is_some_and(|m| std::os::unix::fs::FileTypeExt::is_char_device(&m.file_type()));
+    let device = storage.limits().block_device || special;
     Ok(InfoReport {
         virtual_size: round_up(storage.len()?, 512),
         filename: storage.name().to_owned(),

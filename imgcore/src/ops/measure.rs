@@ -2,7 +2,7 @@
 
 use super::create::{find_driver, parse_options, set_size};
 use super::source::{Origin, Walk};
-use super::{ImageArg, Job};
+use super::{ImageArg, Job, snapshot_not_loaded};
 use crate::format::{
     Image, MeasureSource, Measurement, RunSink, SnapshotSelector, check_cancelled,
 };
@@ -41,12 +41,12 @@ pub fn measure(options: &MeasureOptions, job: &Job<'_>) -> Result<Measurement> {
             let mut how = image.options(job);
             how.snapshot.clone_from(&options.snapshot);
             how.purpose = Purpose::Source;
-            Some(image.open(job, &how)?)
+            Some(image.open(job, &how).map_err(snapshot_not_loaded)?)
         }
     };
     let driver = find_driver(&options.driver)?;
     let mut create = parse_options(driver, &options.options)
-        .map_err(|e| e.hint(format!("Invalid options for file format '{}'", driver.name())))?;
+        .map_err(|e| e.hint(invalid_options(driver.name())))?;
     let size = match (&node, &options.from) {
         (Some(node), _) => node.virtual_size(),
         (None, MeasureFrom::Size(size)) => *size,
@@ -64,6 +64,11 @@ pub fn measure(options: &MeasureOptions, job: &Job<'_>) -> Result<Measurement> {
     };
     let source = MeasureSource { virtual_size: size, data_runs: &mut runs, bitmaps };
     driver.measure(&create, source)
+}
+
+/// The advice that goes with refused `-o` options.
+pub fn invalid_options(driver: &str) -> String {
+    format!("Invalid options for file format '{driver}'")
 }
 
 /// Granularity and length of the name of each bitmap that can be copied.

@@ -89,7 +89,9 @@ const SHRINK_WARNING: &str = "warning: Shrinking an image will delete all data b
 /// The system's refusals are told with what was tried; a format's own words stand for themselves.
 fn wording(error: Error) -> Error {
     match error.kind() {
-        ErrorKind::Io(_) | ErrorKind::NotFound => error.context("Could not resize file"),
+        ErrorKind::Io(_) | ErrorKind::NotFound if std::error::Error::source(&error).is_none() => {
+            error.context("Could not resize file")
+        }
         _ => error,
     }
 }

@@ -150,6 +150,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// The storage that this one is a window on.
+    fn whole(&self) -> Option<&dyn Storage> {
+        None
+    }
+
     /// Whether a fresh growth of this storage surely reads as zeroes (files: yes; devices: no).
     fn zero_init(&self) -> bool {
         true

@@ -32,9 +32,14 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     match common.output {
         Output::Human => {
-            let _ = out.write_all(form::heading().as_bytes());
-            let each = &mut |e: MapEntry| human_line(&e, &mut out);
+            // Not before the image is open.
+            let mut heading = Some(form::heading());
+            let each = &mut |e: MapEntry| {
+                out.write_all(heading.take().unwrap_or_default().as_bytes())?;
+                human_line(&e, &mut out)
+            };
             common.run(&reporter, |job| map::map(&options, job, each))?;
+            let _ = out.write_all(heading.unwrap_or_default().as_bytes());
         }
         Output::Json => {
             let mut mark = "[";

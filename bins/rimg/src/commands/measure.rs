@@ -52,7 +52,9 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     };
     let wish = MeasureOptions { from, snapshot: selected, driver, options: pairs(&options) };
     let reporter = common.reporter();
-    let m = common.run(&reporter, |job| measure::measure(&wish, job))?;
+    let m = common
+        .run(&reporter, |job| measure::measure(&wish, job))
+        .map_err(|e| e.promote(&measure::invalid_options(&wish.driver)))?;
     let mut text =
         format!("required size: {}\nfully allocated size: {}\n", m.required, m.fully_allocated);
     if let Some(bitmaps) = m.bitmaps {

@@ -405,6 +405,10 @@ impl Qcow2Image {
 }
 
 impl BitmapStore for Qcow2Image {
+    fn can_store(&self) -> bool {
+        self.version >= 3
+    }
+
     fn list(&self) -> Result<Vec<BitmapInfo>> {
         let active = self.recorder.lock();
         let recorded = |e: &Entry| {

@@ -264,6 +264,9 @@ pub(super) fn resolve(options: &mut CreateOptions, size: u64) -> Result<()> {
 /// See [`crate::format::Driver::create`].
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<()> {
     let choices = Choices::parse(cx.options, cx.backing.is_some())?;
+    if cx.backing.is_none() && cx.options.text("backing_fmt").is_some() {
+        return Err(Error::invalid("Backing format cannot be used without backing file"));
+    }
     let size = checked_round_up(cx.size, 512).ok_or_else(too_large)?;
     let mut header = choices.header(size, cx);
     let geometry = super::tables::Geometry::new(&header);

@@ -52,6 +52,15 @@ pub(super) fn copy(chosen: &[BitmapInfo], source: &dyn Image, target: &dyn Image
     Ok(())
 }
 
+/// Refuses a target that cannot hold the bitmaps that are wanted there.
+pub(super) fn require(wanted: Bitmaps, target: &dyn Image) -> Result<()> {
+    match target.bitmaps() {
+        _ if wanted == Bitmaps::Ignore => Ok(()),
+        Some(store) if store.can_store() => Ok(()),
+        _ => Err(no_bitmaps(target.format_name())),
+    }
+}
+
 /// Refusal of a format without bitmaps.
 pub(super) fn no_bitmaps(format: &str) -> Error {
     Error::unsupported(format!("Format driver '{format}' does not support bitmaps"))

@@ -30,10 +30,10 @@ pub use options::{
     Target,
 };
 
-use super::Job;
 use super::create::{find_driver, parse_options, set_size, set_text};
 use super::parallel::{Failure, Turns, default_threads};
 use super::rate::Rate;
+use super::{Job, snapshot_not_loaded};
 use crate::format::{BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
 use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
@@ -78,6 +78,7 @@ pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport>
             if target.virtual_size() < total {
                 return Err(Error::invalid("output file is smaller than input file"));
             }
+            bitmaps::require(options.bitmaps, target.image())?;
             let state = if *is_zero { Fresh::Zero } else { Fresh::Old };
             let has_backing = options.backing.is_some();
             let report = fill(options, job, &sources, &target, state, has_backing)?;
@@ -129,7 +130,7 @@ fn open_sources(options: &ConvertOptions, job: &Job<'_>) -> Result<Vec<Arc<Node>
         let mut how = image.options(job);
         how.purpose = Purpose::Source;
         how.snapshot.clone_from(&options.snapshot);
-        image.open(job, &how)
+        image.open(job, &how).map_err(snapshot_not_loaded)
     };
     options.sources.iter().map(one).collect()
 }
@@ -239,6 +240,7 @@ fn into_new(
         ..OpenOptions::default()
     };
     let target = output.open_image(driver, &how)?;
+    bitmaps::require(options.bitmaps, target.image())?;
     let report = fill(options, job, sources, &target, Fresh::New, new.backing.is_some())?;
     bitmaps_over(chosen, sources, &target)?;
     target.close()?;

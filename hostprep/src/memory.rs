@@ -107,13 +107,16 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Makes the plan. `ram` overrides the host's memory (sums for another machine).
     pub fn new(host: &Host, wanted: &Wanted, ksm_share: u32, ram: Option<u64>, page: u64) -> Self {
+        let other_host = ram.is_some();
         let ram = ram.unwrap_or_else(|| host.meminfo().bytes("MemTotal"));
         let guest_memory = u128::from(wanted.guest_memory());
         let kept = guest_memory * u128::from(100 - ksm_share.min(100)) / 100;
         let sum = Sum::new(ram, wanted.reserve(), u64::try_from(kept).unwrap_or(u64::MAX));
         let swap_now =
             host.swaps().iter().filter(|swap| !swap.zram).map(|swap| swap.size).sum::<u64>();
-        let (nodes, unplaced) = place(host, wanted, page.max(4096));
+        // Nodes are those of this host; they say nothing about another one.
+        let (nodes, unplaced) =
+            if other_host { (Vec::new(), 0) } else { place(host, wanted, page.max(4096)) };
         let needed = if sum.overcommit == 0 { 0 } else { sum.swap_classic() };
         Self {
             guests: wanted.guests.iter().map(|guest| (guest.count, guest.memory)).collect(),

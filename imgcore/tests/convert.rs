@@ -1,6 +1,8 @@
 //! Conversion as a whole: the same bytes from any number of threads, nothing half done under the final
 //! name, and content kept through every writable format.
 
+#![allow(clippy::unwrap_used, clippy::type_complexity)]
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 

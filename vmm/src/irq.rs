@@ -42,6 +42,27 @@ pub trait Message: Send + Sync + Debug {
     fn raise(&self);
 }
 
+/// Where a message-signalled interrupt goes, as the guest wrote it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MsiTarget {
+    /// Message address.
+    pub address: u64,
+    /// Message data.
+    pub data: u32,
+}
+
+/// A message whose target the guest chooses.
+pub trait Vector: Message {
+    /// Points it somewhere, or nowhere (masked).
+    fn set(&self, target: Option<MsiTarget>) -> crate::Result<()>;
+}
+
+/// Where vectors come from.
+pub trait VectorSource: Send + Sync + Debug {
+    /// One more; given back when dropped.
+    fn allocate(&self) -> crate::Result<Arc<dyn Vector>>;
+}
+
 impl Message for EventFd {
     fn raise(&self) {
         // Fails only when 2^64-2 interrupts are pending already; then one more means nothing.
@@ -120,6 +141,47 @@ impl Line for RecordedLine {
             state.1 += 1;
         }
         state.0 = level;
+    }
+}
+
+/// A vector that remembers what happened to it, for tests of devices.
+#[derive(Debug, Default)]
+pub struct RecordedVector(Mutex<(Option<MsiTarget>, u32)>);
+
+impl RecordedVector {
+    /// Its target.
+    pub fn target(&self) -> Option<MsiTarget> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// How often it was raised.
+    pub fn count(&self) -> u32 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+}
+
+impl Message for RecordedVector {
+    fn raise(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 += 1;
+    }
+}
+
+impl Vector for RecordedVector {
+    fn set(&self, target: Option<MsiTarget>) -> crate::Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = target;
+        Ok(())
+    }
+}
+
+/// Hands out [`RecordedVector`]s and keeps them.
+#[derive(Debug, Default)]
+pub struct RecordedVectors(pub Mutex<Vec<Arc<RecordedVector>>>);
+
+impl VectorSource for RecordedVectors {
+    fn allocate(&self) -> crate::Result<Arc<dyn Vector>> {
+        let v = Arc::new(RecordedVector::default());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(v.clone());
+        Ok(v)
     }
 }
 

@@ -16,13 +16,19 @@
 //! The library never prints, exits, or reads arguments or the environment. A guest is hostile: nothing
 //! it stores in memory or registers makes the monitor panic, hang, or touch what is not the guest's.
 
+pub mod block;
 pub mod boot;
 pub mod bus;
+pub mod cpu;
 pub mod devices;
+pub mod fd;
 pub mod irq;
 pub mod kvm;
 pub mod mem;
+pub mod net;
 pub mod num;
+pub mod pci;
 pub mod vcpu;
+pub mod virtio;
 
 pub use imgcore::{Error, ErrorKind, Result};

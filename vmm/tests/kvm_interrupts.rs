@@ -1,4 +1,5 @@
 //! irqfd, ioeventfd, MSI routes and pins, with a guest that answers interrupts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(unsafe_code, missing_docs)]
 
 mod common;
@@ -9,8 +10,8 @@ use std::sync::Arc;
 use common::{Bench, CODE, kvm};
 use vmm::boot::registers::Entry;
 use vmm::bus::Effect;
-use vmm::irq::{Level, Line, Message};
-use vmm::kvm::routes::{MsiTarget, Routes};
+use vmm::irq::{Level, Line, Message, MsiTarget, Vector};
+use vmm::kvm::routes::Routes;
 use vmm::kvm::vm::{Doorbell, Pin};
 use vmm_sys_util::eventfd::EventFd;
 

@@ -24,6 +24,8 @@ pub enum Command {
     Cpu(Cpu),
     /// Show or set the CPUs of a launcher's vCPU threads
     Pin(Pin),
+    /// Write what the checks read of this host as one text file, for bug reports
+    Collect,
     /// Write shell completions to standard output
     #[command(hide = true)]
     Completions {

@@ -174,6 +174,9 @@ impl Watcher for Reporter {
     fn note(&self, line: &str) {
         let line = if line.starts_with("warning: ") {
             format!("{}: {line}", self.program)
+        } else if let Some(rest) = line.strip_prefix("error: ") {
+            // Told like an error although the job goes on.
+            format!("{}: {rest}", self.program)
         } else {
             line.to_owned()
         };

@@ -149,6 +149,47 @@ impl Default for Facts {
     }
 }
 
+impl Facts {
+    /// Asks a host everything the checks ask.
+    pub fn record(host: &super::Host) -> Self {
+        let probe = host.probe();
+        if let Some(facts) = probe.recorded() {
+            return facts.clone();
+        }
+        let errno = |result: Result<(), i32>| result.err().unwrap_or(0);
+        let devices = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
+        let extensions = [0, 3, 9, 10, 32, 33, 36, 66, 72, 81, 121, 157];
+        let stat = |path: &str| Some((path.to_owned(), host.stat(path)?));
+        let named = |path: &&str| (*path).to_owned();
+        Self {
+            vcpu: host.vcpu().clone(),
+            kvm_extensions: extensions
+                .iter()
+                .filter_map(|number| Some((*number, probe.kvm_extension(*number)?)))
+                .collect(),
+            identity: probe.identity(),
+            cpuid: probe.cpuid(),
+            stat: devices.iter().filter_map(|path| stat(path)).collect(),
+            devices: devices
+                .iter()
+                .map(|path| (named(path), errno(probe.open_device(path))))
+                .collect(),
+            tap: errno(probe.make_tap()),
+            vhost: devices[2..]
+                .iter()
+                .filter_map(|path| Some((named(path), probe.vhost_features(path).ok()?)))
+                .collect(),
+            filesystems: ["/", "/var/lib"]
+                .iter()
+                .filter_map(|path| Some((named(path), probe.filesystem(path)?)))
+                .collect(),
+            landlock: probe.landlock_abi().unwrap_or_else(|errno| -errno),
+            io_uring: errno(probe.io_uring()),
+            acls: devices.iter().filter_map(|path| Some((named(path), probe.acl(path)?))).collect(),
+        }
+    }
+}
+
 fn outcome(errno: i32) -> Result<(), i32> {
     if errno == 0 { Ok(()) } else { Err(errno) }
 }

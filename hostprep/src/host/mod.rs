@@ -12,10 +12,11 @@ mod mounts;
 mod net;
 mod open;
 mod topology;
+mod tree;
 mod vcpu;
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -28,17 +29,28 @@ pub use live::LiveProbe;
 pub use mounts::Mount;
 pub use net::{Link, LinkKind, Route4};
 pub use topology::{Cache, Cpu, Node, Topology};
+pub use tree::Tree;
 
 /// No file in /proc, /sys or /etc that matters here is larger; a longer one is cut.
 pub const READ_LIMIT: u64 = 4 << 20;
 /// No folder that matters has more entries; more are not listed.
 const LIST_LIMIT: usize = 65_536;
 
+/// What was done with a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Touch {
+    /// It was only looked for.
+    Found,
+    /// Its contents were read.
+    Read,
+}
+
 /// A host, real or fake. Facts are read when asked for and parsed ones kept.
 pub struct Host {
     root: PathBuf,
     probe: Box<dyn Probe>,
-    touched: RefCell<BTreeSet<String>>,
+    touched: RefCell<BTreeMap<String, Touch>>,
+    links: RefCell<BTreeMap<String, String>>,
     cpuinfo: OnceCell<CpuInfo>,
     topology: OnceCell<Topology>,
     vcpu: OnceCell<VcpuRun>,
@@ -61,6 +73,7 @@ impl Host {
             root,
             probe,
             touched: RefCell::default(),
+            links: RefCell::default(),
             cpuinfo: OnceCell::new(),
             topology: OnceCell::new(),
             vcpu: OnceCell::new(),
@@ -82,9 +95,14 @@ impl Host {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Paths that were read so far and exist: what a copy of this tree needs.
-    pub fn touched(&self) -> Vec<String> {
-        self.touched.borrow().iter().cloned().collect()
+    /// Paths that were read or found so far: what a copy of this tree needs.
+    pub fn touched(&self) -> BTreeMap<String, Touch> {
+        self.touched.borrow().clone()
+    }
+
+    /// Symbolic links that were read so far, with their targets.
+    pub fn touched_links(&self) -> BTreeMap<String, String> {
+        self.links.borrow().clone()
     }
 
     /// The bytes of a regular file.
@@ -93,7 +111,7 @@ impl Host {
         if file.metadata()?.is_dir() {
             return Err(std::io::Error::from_raw_os_error(libc::EISDIR));
         }
-        self.touched.borrow_mut().insert(path.to_owned());
+        self.touched.borrow_mut().insert(path.to_owned(), Touch::Read);
         let mut bytes = Vec::new();
         file.take(READ_LIMIT).read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -127,7 +145,7 @@ impl Host {
     pub fn exists(&self, path: &str) -> bool {
         let found = open::path(&self.root, path).is_ok();
         if found {
-            self.touched.borrow_mut().insert(path.to_owned());
+            self.touched.borrow_mut().entry(path.to_owned()).or_insert(Touch::Found);
         }
         found
     }
@@ -148,6 +166,8 @@ impl Host {
         let (folder, name) = path.rsplit_once('/')?;
         let folder = open::path(&self.root, folder).ok()?;
         let target = open::read_link(&folder, name).ok()?;
+        let shown = target.to_string_lossy().into_owned();
+        self.links.borrow_mut().insert(path.to_owned(), shown);
         target.file_name().map(|name| name.to_string_lossy().into_owned())
     }
 

@@ -30,6 +30,8 @@ pub fn open(request: &OpenRequest, options: &OpenOptions) -> Result<Arc<Node>> {
     opening.node(request, &options.policy, 0)
 }
 
+const NO_SNAPSHOT: &str = "Failed to load snapshot";
+
 /// One opening of a chain.
 struct Opening<'a> {
     options: &'a OpenOptions,
@@ -39,7 +41,10 @@ struct Opening<'a> {
 
 impl Opening<'_> {
     fn node(&mut self, request: &OpenRequest, policy: &Policy, depth: usize) -> Result<Arc<Node>> {
-        self.node_inner(request, policy, depth).map_err(|e| could_not_open(request.name(), e))
+        self.node_inner(request, policy, depth).map_err(|e| {
+            // qemu-img opens the image first and looks for the snapshot then.
+            if e.message() == NO_SNAPSHOT { e } else { could_not_open(request.name(), e) }
+        })
     }
 
     fn node_inner(
@@ -76,17 +81,32 @@ impl Opening<'_> {
             Some(data) => Some(super::gate::open_data_file(&data.filename, access, level.options)?),
             None => None,
         };
-        let image = driver.open(OpenContext {
-            storage,
-            access,
-            gate: &ImageGate { image: path, options: level.options, policy: &below },
-            snapshot: if depth == 0 { self.options.snapshot.clone() } else { None },
-            data_file,
-            scratch: depth == 0 && self.options.purpose == Purpose::Scratch,
-            header_only: self.options.purpose == Purpose::Header,
-            for_check: depth == 0 && self.options.purpose == Purpose::Check,
-            options: &request.options,
-        })?;
+        let snapshot = if depth == 0 { self.options.snapshot.clone() } else { None };
+        let wanted = snapshot.is_some();
+        if wanted && driver.name() != "qcow2" {
+            return Err(Error::unsupported(format!(
+                "Block format '{}' used by device '' does not support temporarily loading \
+                 internal snapshots",
+                driver.name()
+            ))
+            .context(NO_SNAPSHOT));
+        }
+        let image = driver
+            .open(OpenContext {
+                storage,
+                access,
+                gate: &ImageGate { image: path, options: level.options, policy: &below },
+                snapshot,
+                data_file,
+                scratch: depth == 0 && self.options.purpose == Purpose::Scratch,
+                header_only: self.options.purpose == Purpose::Header,
+                for_check: depth == 0 && self.options.purpose == Purpose::Check,
+                options: &request.options,
+            })
+            .map_err(|e| {
+                let missing = wanted && e.kind() == ErrorKind::NotFound;
+                if missing { e.context(NO_SNAPSHOT) } else { e }
+            })?;
         let backing = match (self.options.depth, &request.backing) {
             (Depth::Top, _) | (_, BackingChoice::Nothing) => None,
             (Depth::Chain, BackingChoice::Given(given)) => Some((**given).clone()),

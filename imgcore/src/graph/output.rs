@@ -210,7 +210,11 @@ impl Output {
             // Its former writer may have finished (and renamed it) between opening and locking.
             let (ours, there) = (file.metadata()?, std::fs::metadata(part));
             if there.is_ok_and(|t| (t.dev(), t.ino()) == (ours.dev(), ours.ino())) {
-                file.set_len(0)?;
+                // Only what is there: ext4 writes a file out at its last close if it was ever truncated
+                // to nothing.
+                if ours.len() > 0 {
+                    file.set_len(0)?;
+                }
                 return Ok(file);
             }
         }

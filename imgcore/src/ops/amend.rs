@@ -44,10 +44,16 @@ pub fn amend(options: &AmendOptions, job: &Job<'_>) -> Result<()> {
         .iter()
         .find(|(o, _)| table.iter().all(|s| s.name != o))
         .is_some_and(|(o, _)| at_creation.iter().any(|s| s.name == o));
-    let wishes = CreateOptions::parse(table, &options.options).map_err(|e| match only_there {
+    let mut wishes = CreateOptions::parse(table, &options.options).map_err(|e| match only_there {
         true => e.hint("This option is only supported for image creation"),
         false => e,
     })?;
+    // Only the node knows what lies below a disk that grows.
+    let size = wishes.number("size").filter(|&n| n != 0);
+    wishes.remove("size");
     node.image().amend(&wishes, options.force == Force::Yes, job.watcher)?;
+    if let Some(size) = size.filter(|&n| n != node.virtual_size()) {
+        node.resize(size, crate::storage::Preallocation::Off)?;
+    }
     node.close()
 }

@@ -101,16 +101,20 @@ pub fn plan(options: CreateImageOptions, job: &Job<'_>) -> Result<Plan> {
     plan_inner(options, job).map_err(|e| e.context(shown))
 }
 
+/// Formats that nobody writes.
+const READ_ONLY: &[&str] = &["bochs", "cloop", "dmg"];
+
 /// A driver that can make images.
 pub(super) fn find_driver(name: &str) -> Result<&'static dyn Driver> {
-    let driver = format::driver(name)
-        .ok_or_else(|| Error::unsupported(format!("Unknown file format '{name}'")))?;
-    if !driver.can_create() {
-        return Err(Error::unsupported(format!(
+    match format::driver(name) {
+        Some(driver) if driver.can_create() => Ok(driver),
+        None if !READ_ONLY.contains(&name) => {
+            Err(Error::unsupported(format!("Unknown file format '{name}'")))
+        }
+        _ => Err(Error::unsupported(format!(
             "Format driver '{name}' does not support image creation"
-        )));
+        ))),
     }
-    Ok(driver)
 }
 
 /// Checks `-o` against the tables of the format and of the file below it.

@@ -61,6 +61,8 @@ struct TurnState {
     next: u64,
     /// Passed before their turn.
     passed: BTreeSet<u64>,
+    /// Threads that wait; without any there is nobody to wake.
+    waiting: usize,
     /// The job has failed; nobody waits any more.
     stopped: bool,
 }
@@ -69,15 +71,21 @@ impl Turns {
     /// Waits until it is the turn of `ticket`; `false` when the job was stopped instead.
     pub fn wait(&self, ticket: u64) -> bool {
         let mut state = lock(&self.state);
+        state.waiting += 1;
         while state.next != ticket && !state.stopped {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.waiting -= 1;
         !state.stopped
     }
 
     /// Ends the turn of `ticket`, also before it has begun.
     pub fn pass(&self, ticket: u64) {
         let mut state = lock(&self.state);
+        if state.next > ticket {
+            // Passed already.
+            return;
+        }
         if state.next != ticket {
             state.passed.insert(ticket);
             return;
@@ -87,8 +95,11 @@ impl Turns {
             next += 1;
         }
         state.next = next;
+        let wake = state.waiting > 0;
         drop(state);
-        self.changed.notify_all();
+        if wake {
+            self.changed.notify_all();
+        }
     }
 
     /// Nobody waits any more.

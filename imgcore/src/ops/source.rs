@@ -78,6 +78,7 @@ impl<'a> Walk<'a> {
         let mut len = len;
         let mut last = None;
         for (link, node) in self.links.iter().enumerate() {
+            node.image().prepare_status()?;
             let extent = node.image().map(GuestOffset(at), len)?;
             len = extent.len.min(len).max(1);
             let below = self.links.get(link + 1);

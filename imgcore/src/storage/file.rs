@@ -114,7 +114,7 @@ impl FileStorage {
                 Error::io(&e).context(format!("Could not create '{name}'")).at_path(&name)
             })?;
         let storage = Self::from_file(file, name, FileOptions { writable: true, ..options })?;
-        if !storage.device {
+        if !storage.device && storage.len()? > 0 {
             storage.file.set_len(0).map_err(|e| storage.error(&e, 0))?;
         }
         Ok(storage)
@@ -347,6 +347,9 @@ impl Storage for FileStorage {
 
     fn set_len(&self, len: u64, how: Preallocation) -> Result<()> {
         let old = self.len()?;
+        if len == old {
+            return Ok(());
+        }
         if self.device {
             if len <= old {
                 return Ok(());

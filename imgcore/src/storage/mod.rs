@@ -8,6 +8,8 @@
 //! before it survives a crash; between two flushes the order of writes is undefined after a power
 //! failure (and the order of the calls after the death of the process).
 
+#[cfg(any(test, feature = "testing"))]
+pub mod crash;
 pub mod culprit;
 mod file;
 pub mod lock;

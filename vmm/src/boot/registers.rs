@@ -42,12 +42,14 @@ pub enum Entry {
     },
     /// The processor's own reset vector, for firmware.
     Reset,
-    /// 32-bit protected mode without paging, `ebx` given (the PVH boot protocol).
+    /// 32-bit protected mode without paging (PVH, and Linux' 32-bit boot protocol).
     Protected {
         /// Instruction pointer.
         rip: u64,
         /// PVH: address of the start info.
         rbx: u64,
+        /// Linux: address of the boot parameters.
+        rsi: u64,
     },
     /// 64-bit mode, the first 4 GiB mapped one to one, `rsi` given (Linux' 64-bit boot protocol).
     Long {
@@ -100,11 +102,12 @@ pub fn apply(vcpu: &Vcpu, entry: Entry) -> Result<()> {
             sregs.cs.selector = segment;
             regs.rip = offset.into();
         }
-        Entry::Protected { rip, rbx } => {
+        Entry::Protected { rip, rbx, rsi } => {
             flat(&mut sregs, CODE32);
             sregs.cr0 = CR0_PE | CR0_ET;
             regs.rip = rip;
             regs.rbx = rbx;
+            regs.rsi = rsi;
         }
         Entry::Long { rip, rsi, rsp } => {
             flat(&mut sregs, CODE64);

@@ -13,7 +13,7 @@ use kvm_bindings::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Vm;
-use crate::irq::Message;
+use crate::irq::{Message, MsiTarget, Vector, VectorSource};
 use crate::num::{high32, low32};
 use crate::{Error, Result};
 
@@ -21,15 +21,6 @@ use crate::{Error, Result};
 pub const PINS: u32 = 24;
 /// KVM's own limit on the table (KVM_MAX_IRQ_ROUTES), minus room for the pins.
 const MAX_MESSAGES: usize = 4000;
-
-/// Where a message-signalled interrupt goes, as the guest wrote it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MsiTarget {
-    /// Message address.
-    pub address: u64,
-    /// Message data.
-    pub data: u32,
-}
 
 /// The table of one machine.
 #[derive(Debug)]
@@ -92,9 +83,14 @@ pub struct Route {
     attached: Mutex<bool>,
 }
 
-impl Route {
-    /// Points the message somewhere, or nowhere (masked).
-    pub fn set(&self, target: Option<MsiTarget>) -> Result<()> {
+impl VectorSource for Arc<Routes> {
+    fn allocate(&self) -> Result<Arc<dyn Vector>> {
+        Ok(Arc::new(Routes::allocate(self)?))
+    }
+}
+
+impl Vector for Route {
+    fn set(&self, target: Option<MsiTarget>) -> Result<()> {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         match (target, *attached) {
             (Some(_), false) => {
@@ -112,7 +108,9 @@ impl Route {
         }
         Ok(())
     }
+}
 
+impl Route {
     /// The event whose write raises it.
     pub fn event(&self) -> &EventFd {
         &self.event

@@ -9,6 +9,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod discard;
 pub mod layout;
 
 pub use backend::build;

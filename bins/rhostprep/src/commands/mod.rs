@@ -23,6 +23,13 @@ pub fn run(args: Args) -> Result<u8> {
         Command::Memory(memory) => place::memory(&host, &memory),
         Command::Cpu(cpu) => place::cpu(&host, &cpu),
         Command::Pin(pin) => place::pin(&host, &pin),
+        Command::Collect => {
+            let all = Wanted::default();
+            hostprep::check::run(&host, &all, &[])?;
+            let tree = hostprep::host::Tree::collect(&host);
+            print(&tree.text("Collected by `rhostprep collect`.")?);
+            Ok(0)
+        }
         Command::Completions { shell } => {
             let mut bytes = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "rhostprep", &mut bytes);

@@ -3,7 +3,7 @@
 use imgcore::format::{Level, SnapshotSelector};
 use imgcore::graph::open::OpenRequest;
 use imgcore::ops::convert::{
-    self, Bitmaps, Compress, ConvertOptions, Offload, OnReadError, Target,
+    self, Bitmaps, Compress, ConvertOptions, Durability, Offload, OnReadError, Target,
 };
 use imgcore::ops::selector;
 use imgcore::opts::OptError;
@@ -74,7 +74,7 @@ pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     let sources =
         names.iter().map(|name| common.image(name, source_cache)).collect::<Result<Vec<_>, _>>()?;
     let mut options = ConvertOptions::new(sources, wish.target(&target, &common)?);
-    wish.fill(&mut options)?;
+    wish.fill(&mut options, common.session.as_qemu_img)?;
     options.sharing = common.sharing();
     options.overwrite = common.overwriting();
     let reporter = common.reporter();
@@ -179,11 +179,16 @@ impl Wish {
         Ok(Target::Existing { request, is_zero: self.target_is_zero })
     }
 
-    fn fill(self, options: &mut ConvertOptions) -> Result<(), Failure> {
+    fn fill(self, options: &mut ConvertOptions, as_qemu_img: bool) -> Result<(), Failure> {
         options.target_cache = match self.target_cache.as_deref() {
             None => CacheMode::Unsafe,
             Some(text) => cache_mode("cache", text)?,
         };
+        // The copy is on disk before it gets its name, unless qemu-img's promise (none) was asked for.
+        let unsafe_wanted = self.target_cache.is_some() || as_qemu_img;
+        if options.target_cache == CacheMode::Unsafe && unsafe_wanted {
+            options.durability = Durability::Fast;
+        }
         options.snapshot = self.snapshot;
         options.backing = self.backing;
         options.backing_format = self.backing_format;

@@ -136,10 +136,11 @@ impl Plan {
 }
 
 impl Qcow2Image {
-    /// See [`crate::format::Image::amend`]. Afterwards the image must be closed and opened again: sizes
+    /// See [`crate::format::Image::amend`]. A caller that knows the file below changes the size itself
+    /// (through the node), because only it can clear what would show of it. Afterwards the image must be closed and opened again: sizes
     /// that follow from the version were taken when it was opened.
     pub(super) fn amend_image(&self, options: &CreateOptions, watcher: &dyn Watcher) -> Result<()> {
-        self.finish_recording()?;
+        drop(self.finish_recording()?);
         let plan = {
             let mut tables = self.write_tables();
             self.check_usable(&tables)?;
@@ -152,8 +153,8 @@ impl Qcow2Image {
             plan
         };
         if let Some(size) = plan.size.filter(|&n| n != self.disk_size()) {
-            let how = Preallocation::Off;
-            self.resize_with_bitmaps(Resize { size, how, hide_below: false })?;
+            let hide_below = self.read_tables().header.backing_name.is_some();
+            self.resize_with_bitmaps(Resize { size, how: Preallocation::Off, hide_below })?;
         }
         let mut tables = self.write_tables();
         if plan.version < tables.header.version {
@@ -262,7 +263,7 @@ impl Qcow2Image {
             self.geometry.cluster_bits,
             order,
             &mut counts,
-            &old,
+            super::repair::OldStructure { places: &old, exact: true },
         )?;
         self.link_structure(tables, new, order)?;
         // The old places are free now and may be used again; a stale slice must not be found there.

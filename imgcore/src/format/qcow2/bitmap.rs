@@ -33,17 +33,22 @@ use crate::format::{BitmapInfo, BitmapStore};
 use crate::num::{len_u64, small};
 use crate::{Error, ErrorKind, Result};
 
+/// Bitmaps being recorded, by name.
+type Recorded = Vec<(Vec<u8>, Bits)>;
+/// Keeps others from recording.
+pub(super) type RecorderGuard<'a> = MutexGuard<'a, Option<Recorded>>;
+
 /// What writes are recorded in.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     /// Known that nothing has to be recorded.
     quiet: AtomicBool,
-    /// Bitmaps being recorded, by name; `None` before the first write.
-    active: Mutex<Option<Vec<(Vec<u8>, Bits)>>>,
+    /// `None` before the first write.
+    active: Mutex<Option<Recorded>>,
 }
 
 impl Recorder {
-    fn lock(&self) -> MutexGuard<'_, Option<Vec<(Vec<u8>, Bits)>>> {
+    fn lock(&self) -> RecorderGuard<'_> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -217,7 +222,7 @@ impl Qcow2Image {
         Ok(())
     }
 
-    fn start_recording(&self) -> Result<Option<Vec<(Vec<u8>, Bits)>>> {
+    fn start_recording(&self) -> Result<Option<Recorded>> {
         let tables = self.write_tables();
         if self.check_usable(&tables).is_err() {
             return Ok(None);
@@ -236,14 +241,15 @@ impl Qcow2Image {
         Ok(Some(list))
     }
 
-    /// Stores what was recorded and takes the marks off.
-    pub(super) fn finish_recording(&self) -> Result<()> {
+    /// Stores what was recorded and takes the marks off. As long as the guard is held no write begins to
+    /// record anew.
+    pub(super) fn finish_recording(&self) -> Result<RecorderGuard<'_>> {
         let mut active = self.recorder.lock();
         self.recorder.quiet.store(false, Ordering::Release);
-        let Some(list) = active.take() else { return Ok(()) };
+        let Some(list) = active.take() else { return Ok(active) };
         let mut tables = self.write_tables();
         if tables.broken {
-            return Ok(());
+            return Ok(active);
         }
         let entries = self.bitmap_entries(&tables)?;
         let mut recorded: Vec<(Vec<u8>, Option<Bits>)> =
@@ -259,7 +265,9 @@ impl Qcow2Image {
             }
             items.push(Item { entry, bits });
         }
-        self.store_bitmaps(&mut tables, items, Vec::new())
+        self.store_bitmaps(&mut tables, items, Vec::new())?;
+        drop(tables);
+        Ok(active)
     }
 
     /// Changes one bitmap: `change` gets its entry and, if `bits` is wanted, its bits.
@@ -268,7 +276,7 @@ impl Qcow2Image {
         name: &str,
         change: impl FnOnce(&mut Entry, &mut Bits) -> Result<()>,
     ) -> Result<()> {
-        self.finish_recording()?;
+        let _recorder = self.finish_recording()?;
         let mut tables = self.write_tables();
         self.check_usable(&tables)?;
         self.settle(&mut tables)?;
@@ -287,7 +295,7 @@ impl Qcow2Image {
 
     /// Changes the disk's size together with its bitmaps. While it happens they are marked "in use".
     pub(super) fn resize_with_bitmaps(&self, request: Resize) -> Result<()> {
-        self.finish_recording()?;
+        let _recorder = self.finish_recording()?;
         let (entries, disk) = {
             let tables = self.write_tables();
             self.check_usable(&tables)?;
@@ -420,7 +428,7 @@ impl BitmapStore for Qcow2Image {
     }
 
     fn add(&self, name: &str, granularity: u64) -> Result<()> {
-        self.finish_recording()?;
+        let _recorder = self.finish_recording()?;
         let mut tables = self.write_tables();
         self.check_usable(&tables)?;
         let entries = self.bitmap_entries(&tables)?;
@@ -443,7 +451,7 @@ impl BitmapStore for Qcow2Image {
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        self.finish_recording()?;
+        let _recorder = self.finish_recording()?;
         let mut tables = self.write_tables();
         self.check_usable(&tables)?;
         self.settle(&mut tables)?;

@@ -134,7 +134,7 @@ impl Entry {
             && bytes <= MAX_BITMAP_BYTES
             // One that was not stored cleanly may have any size.
             && (self.in_use()
-                || disk <= (bytes * 8).checked_mul(self.granularity()).unwrap_or(u64::MAX));
+                || disk <= (bytes * 8).saturating_mul(self.granularity()));
         if good {
             return Ok(());
         }

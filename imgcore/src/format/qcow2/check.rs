@@ -31,7 +31,7 @@ use crate::{Error, Result};
 const MAX_CLUSTERS: u64 = 0x7fff_ffff;
 
 /// Most lines about one thing that is reached several times.
-const MAX_REPEATS: u64 = 16;
+pub(super) const MAX_REPEATS: u64 = 16;
 
 /// A check in progress.
 pub(super) struct Check<'a> {
@@ -47,6 +47,8 @@ pub(super) struct Check<'a> {
     pub(super) snapshots: SnapshotTable,
     /// Places of metadata other than L2 tables: `(start, end)`, sorted; never written by mistake.
     pub(super) metadata: Vec<(u64, u64)>,
+    /// Clusters whose counts in the file could not be read.
+    pub(super) unreadable: Vec<std::ops::Range<u64>>,
     /// Repair in place is not possible.
     pub(super) rebuild: bool,
     /// Last cluster with a count or a reference.
@@ -290,6 +292,7 @@ impl Qcow2Image {
             file_len,
             snapshots: SnapshotTable::default(),
             metadata: Vec::new(),
+            unreadable: Vec::new(),
             rebuild: false,
             highest: 0,
         };
@@ -481,12 +484,13 @@ impl Check<'_> {
         // Only what was counted can be taken away again.
         old.retain(|&(at, len)| at.saturating_add(len) <= round_up(self.file_len, cluster));
         let order = self.tables.refs.order;
+        let plan = super::repair::OldStructure { places: &old, exact: false };
         let written = super::repair::write_structure(
             self.file,
             h.cluster_bits,
             order,
             &mut self.counts,
-            &old,
+            plan,
         )
         .and_then(|new| self.image.link_structure(self.tables, new, order));
         if let Err(e) = written {

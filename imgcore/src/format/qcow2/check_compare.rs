@@ -26,6 +26,7 @@ impl Check<'_> {
         let cluster = self.tables.geometry.cluster();
         let step = CHUNK.min(1 << block_bits);
         self.highest = 0;
+        self.unreadable.clear();
         let mut freed = Vec::new();
         let mut bytes = Vec::new();
         let mut first = 0;
@@ -78,6 +79,7 @@ impl Check<'_> {
 
     fn unreadable_piece(&mut self, piece: &Piece) {
         let reason = Error::errno(libc::EIO).report();
+        self.unreadable.push(piece.first..piece.first + piece.n);
         for cluster in piece.first..piece.first + piece.n {
             self.note(&format!("Can't get refcount for cluster {cluster}: {reason}"));
             self.report.check_errors += 1;

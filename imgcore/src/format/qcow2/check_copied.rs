@@ -85,16 +85,16 @@ impl Check<'_> {
 
     /// The count in the file, if it can be read; that it cannot was said before.
     fn count_on_disk(&mut self, cluster: u64) -> Option<u64> {
+        if cluster < self.counts.len() {
+            let lost = self.unreadable.iter().any(|r| r.contains(&cluster));
+            return (!lost).then(|| self.counts.get(cluster));
+        }
+        // Behind the end of the file: blocks may say anything, most have none.
         let refs = &mut self.tables.refs;
         let index = small(cluster >> refs.block_bits());
         let block = refs.table.get(index).copied().unwrap_or(0) & REFTABLE_MASK;
-        if !block.is_multiple_of(self.tables.geometry.cluster()) {
-            return None;
-        }
-        if cluster < self.counts.len() {
-            return Some(self.counts.get(cluster));
-        }
-        refs.get(self.file, cluster).ok()
+        let aligned = block.is_multiple_of(self.tables.geometry.cluster());
+        aligned.then(|| refs.get(self.file, cluster).unwrap_or(0))
     }
 
     /// Indexes (in words) of entries whose flag is wrong.

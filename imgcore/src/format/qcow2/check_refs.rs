@@ -116,8 +116,10 @@ impl Check<'_> {
         self.counts.grow(first + n);
         let (watcher, report) = (self.watcher, &mut self.report);
         self.counts.add(first, n, times, |at, excess| {
-            watcher.note(&format!("ERROR: overflow cluster offset={:#x}", at * cluster));
-            watcher.note("Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if the image cannot be opened for writing");
+            for _ in 0..excess.min(super::check::MAX_REPEATS) {
+                watcher.note(&format!("ERROR: overflow cluster offset={:#x}", at * cluster));
+                watcher.note("Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if the image cannot be opened for writing");
+            }
             report.corruptions += excess;
         });
     }

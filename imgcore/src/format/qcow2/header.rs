@@ -311,11 +311,13 @@ impl Header {
         if let Some(crypto) = self.extension(ext::CRYPTO) {
             push_extension(&mut tail, ext::CRYPTO, crypto);
         }
-        if !names.is_empty() {
-            push_extension(&mut tail, ext::FEATURE_NAMES, names);
-        }
+        // What changes while the image is used comes first, so that it lies in the first sector, which is
+        // written whole or not at all; then the long table that never changes.
         for e in self.extensions.iter().filter(|e| e.kind != ext::CRYPTO) {
             push_extension(&mut tail, e.kind, &e.data);
+        }
+        if !names.is_empty() {
+            push_extension(&mut tail, ext::FEATURE_NAMES, names);
         }
         push_extension(&mut tail, ext::END, &[]);
         tail

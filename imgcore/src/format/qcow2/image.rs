@@ -83,12 +83,7 @@ impl Qcow2Image {
             let stored = self.file.allocated()?.unwrap_or(u64::MAX) / cluster;
             let threshold = (stored.saturating_mul(10) / 9).max(stored.saturating_add(2));
             let end = self.file.len()?.div_ceil(cluster);
-            let mut counted = 0;
-            let mut at = 0;
-            while at < end && counted < threshold {
-                counted += u64::from(tables.refs.get(&*self.file, at)? != 0);
-                at += 1;
-            }
+            let counted = tables.refs.count_used(&*self.file, end, threshold)?;
             counted >= threshold
         };
         drop(tables);
@@ -187,7 +182,7 @@ impl Image for Qcow2Image {
     }
 
     fn close(&self) -> Result<()> {
-        self.finish_recording()?;
+        drop(self.finish_recording()?);
         self.close_image()
     }
 

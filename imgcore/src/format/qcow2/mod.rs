@@ -25,6 +25,10 @@
 //! is not used again before step 5 of the flush that unmapped it. With lazy refcounts the dirty bit is
 //! set before the first allocation and step 1 may be lost; opening for writing rebuilds the counts.
 //!
+//! Snapshots, bitmaps, amending and repairing follow the same rule with whole tables: what they add is
+//! written beside the old, one write of the header switches, then the old is dropped. Each of these files
+//! states its own order; `crash_test` replays them all.
+//!
 //! # Locks
 //!
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
@@ -42,6 +46,8 @@ mod check_copied;
 mod check_counts;
 mod check_refs;
 mod compress;
+#[cfg(test)]
+mod crash_test;
 mod create;
 mod flush;
 pub mod header;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::check_counts::{CHUNK, Counts};
 use super::image::Qcow2Image;
 use super::layout::MAX_REFTABLE_BYTES;
-use super::refcount::Refcounts;
+use super::refcount::{Refcounts, max_count};
 use super::tables::Tables;
 use crate::num::{len_u64, small};
 use crate::storage::Storage;
@@ -109,14 +109,24 @@ impl Planner<'_> {
     }
 }
 
-/// Writes blocks and table for `counts`, of `1 << order` bits each. `counts` covers the old structure,
-/// whose places `old` are not used and become free.
+/// The structure that is replaced. The counts cover it, so that its places are not used.
+#[derive(Clone, Copy)]
+pub(super) struct OldStructure<'a> {
+    /// Its places: offset, length.
+    pub(super) places: &'a [(u64, u64)],
+    /// False: counts stop at the width's maximum, and a count that did so may stand for more. Such
+    /// places are left as leaks, for the comparison that follows a rebuild.
+    pub(super) exact: bool,
+}
+
+/// Writes blocks and table for `counts`, of `1 << order` bits each. The old structure's places become
+/// free.
 pub(super) fn write_structure(
     file: &dyn Storage,
     cluster_bits: u32,
     order: u32,
     counts: &mut Counts,
-    old: &[(u64, u64)],
+    old: OldStructure<'_>,
 ) -> Result<NewStructure> {
     counts.set_order(order);
     let block_bits = cluster_bits + 3 - order;
@@ -124,11 +134,12 @@ pub(super) fn write_structure(
         Planner { counts, block_bits, cluster_bits, cursor: 0, blocks: BTreeMap::new() };
     let (at, clusters) = planner.place()?;
     let blocks = std::mem::take(&mut planner.blocks);
-    for &(offset, len) in old {
+    let most = if old.exact { u64::MAX } else { max_count(order) };
+    for &(offset, len) in old.places {
         let first = offset >> cluster_bits;
         for cluster in first..first + len.div_ceil(1 << cluster_bits) {
             let count = counts.get(cluster);
-            if count > 0 {
+            if count > 0 && count < most {
                 counts.set(cluster, count - 1);
             }
         }

@@ -30,6 +30,8 @@ pub(super) struct Copy<'a> {
     pub target: &'a Node,
     pub rules: Rules,
     pub sparse: Sparse,
+    /// Unit of allocation: that of the rules, or a part of it where the target has subclusters.
+    pub step: u64,
     /// Unit of encoded writing, if the output is compressed.
     pub encode: Option<(u64, Level)>,
     pub on_read_error: OnReadError,
@@ -39,6 +41,9 @@ pub(super) struct Copy<'a> {
     pub rate: Rate,
     pub job: Job<'a>,
     pub turns: Turns,
+    /// Held while writing where the kernel lets one thread at a time write a file anyway: waiting here
+    /// costs nothing, waiting for the inode's lock is spinning.
+    pub one_writer: Option<Mutex<()>>,
     pub failure: Failure,
     pub counters: Counters,
 }
@@ -226,7 +231,7 @@ impl Copy<'_> {
                 self.sparse.data_runs(&buf[start..start + len], part.at, start, data);
             }
         }
-        let unit = small(self.rules.unit);
+        let unit = small(self.step);
         let plain = known.len() == 1 && known[0] == (0, small(chunk.len));
         if plain && self.rules.zero_init {
             // Nothing but data to be rounded to units.
@@ -273,12 +278,16 @@ impl Copy<'_> {
                 .try_for_each(|&(start, len)| self.zero(chunk.at + len_u64(start), len_u64(len)));
             zeroed?;
         }
+        if self.step < self.rules.unit && self.rules.unit == image.granularity().allocation {
+            return self.copy_subclusters(chunk, bench);
+        }
         let Bench { places, units, data, .. } = &mut *bench;
         places
             .reserve(image, chunk.at, self.rules.total, units, data)
             .map_err(|e| write_error(chunk.at, e))?;
         self.turns.pass(chunk.ticket);
         let buf = bench.buf.bytes();
+        let _writer = self.one_writer.as_ref().map(lock);
         let written = bench.places.write_all(image, chunk.at, |storage, write: &Write| {
             let bytes = &buf[write.from..write.from + write.len];
             self.rate.pass(len_u64(write.len), &|| self.stopping());
@@ -286,6 +295,21 @@ impl Copy<'_> {
         });
         self.counters.stored.fetch_add(bench.places.bytes(), Ordering::Relaxed);
         written.map_err(|(at, e)| write_error(at, e))
+    }
+
+    /// Stores the runs of a chunk one after the other, all in its turn: two runs may lie in one
+    /// cluster, and the second must see where the first one put it.
+    fn copy_subclusters(&self, chunk: &Chunk, bench: &mut Bench) -> Result<()> {
+        let Bench { units, buf, .. } = bench;
+        let buf = buf.bytes();
+        for &(start, len) in units.iter() {
+            let at = chunk.at + len_u64(start);
+            let len = len.min(small(self.rules.total - at));
+            self.rate.pass(len_u64(len), &|| self.stopping());
+            self.target.write(at, &buf[start..start + len]).map_err(|e| write_error(at, e))?;
+            self.counters.stored.fetch_add(len_u64(len), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn stopping(&self) -> bool {
@@ -401,6 +425,7 @@ impl Copy<'_> {
             place.map_err(|e| write_error(at, e))?;
         }
         self.turns.pass(chunk.ticket);
+        let _writer = self.one_writer.as_ref().map(lock);
         let written = places.write_all(image, chunk.at, |storage, write: &Write| {
             let bytes = match write.encoded {
                 Some(i) => &encoded[i][..],

@@ -30,17 +30,16 @@ pub use options::{
     Target,
 };
 
-use super::{Job, snapshot_not_loaded};
+use super::Job;
 use super::create::{find_driver, parse_options, set_size, set_text};
 use super::parallel::{Failure, Turns, default_threads};
 use super::rate::Rate;
-use crate::format::{BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level, ZeroSpace};
+use crate::format::{BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
 use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
 use crate::graph::gate::{combine, folder_of};
 use crate::graph::open::{OpenOptions, OpenRequest, Purpose, Sharing, open};
 use crate::graph::output::Output;
-use crate::num::GuestOffset;
 use crate::opts::filename::{self, Filename};
 use crate::{Error, Result};
 use copy::{Copy, Counters};
@@ -131,7 +130,7 @@ fn open_sources(options: &ConvertOptions, job: &Job<'_>) -> Result<Vec<Arc<Node>
         let mut how = image.options(job);
         how.purpose = Purpose::Source;
         how.snapshot.clone_from(&options.snapshot);
-        image.open(job, &how).map_err(snapshot_not_loaded)
+        image.open(job, &how)
     };
     options.sources.iter().map(one).collect()
 }
@@ -273,7 +272,7 @@ fn fill(
     let spans = feed::spans(sources, has_backing)?;
     let total = spans.last().map_or(0, |s| s.start + s.len);
     let granularity = target.image().granularity();
-    let encode = encode_unit(options, &granularity)?;
+    let encode = encode_unit(options, target, &granularity)?;
     let storage = target.image().storage(crate::format::StorageId(0));
     let sparse = Sparse::new(options.sparse_size, u64::from(storage.limits().request_alignment));
     let zero_init = zero_init(options, target, state, has_backing);
@@ -316,8 +315,17 @@ fn copy_with(
     threads: usize,
 ) -> (Result<()>, Counters) {
     let lenient = options.on_read_error == OnReadError::Salvage;
+    let granularity = target.image().granularity();
+    let step = match granularity.zero {
+        // Subclusters: allocated one by one.
+        Some(zero) if encode.is_none() && zero > 1 && zero < granularity.allocation => {
+            zero.max(sparse.align.min(rules.unit))
+        }
+        _ => rules.unit,
+    };
     Copy {
         spans,
+        step,
         feed: Mutex::new(Feed::new(spans, rules, lenient)),
         target,
         rules,
@@ -329,10 +337,19 @@ fn copy_with(
         rate: Rate::new(options.rate),
         job: *job,
         turns: Turns::default(),
+        one_writer: writes_one_by_one(target).then(Mutex::default),
         failure: Failure::default(),
         counters: Counters::default(),
     }
     .run(threads)
+}
+
+/// Buffered writes to a regular file exclude each other in the kernel.
+fn writes_one_by_one(target: &Node) -> bool {
+    target.image().storages().iter().all(|storage| {
+        let limits = storage.limits();
+        storage.as_file().is_some() && !limits.block_device && limits.request_alignment == 1
+    })
 }
 
 /// Whether it is worth trying to copy without buffers.
@@ -351,6 +368,7 @@ fn offload_works(options: &ConvertOptions, spans: &[Span<'_>], target: &Node) ->
 /// the target takes nothing else.
 fn encode_unit(
     options: &ConvertOptions,
+    target: &Node,
     granularity: &Granularity,
 ) -> Result<Option<(u64, Level)>> {
     let level = match options.compress {
@@ -360,27 +378,24 @@ fn encode_unit(
     };
     match granularity.encode {
         Some(unit) => Ok(Some((unit, level))),
+        None if may_compress(target) => Ok(None),
         None => Err(Error::unsupported("Compression not supported for this file format")),
     }
 }
 
-/// Whether what is not written reads as zero; makes it so where that is cheap.
+/// Whether the format has compressed images, of which `target` is none.
+pub(super) fn may_compress(target: &Node) -> bool {
+    crate::format::driver(target.image().format_name()).is_some_and(Driver::may_compress)
+}
+
+/// Whether what is not written reads as zero. An existing target is zeroed range by range where the
+/// source is zero: what lies beyond the source's end is not ours.
 fn zero_init(options: &ConvertOptions, target: &Node, state: Fresh, has_backing: bool) -> bool {
-    let image = target.image();
-    let sparse = options.sparse_size > 0;
     match state {
-        Fresh::Zero => return true,
-        Fresh::New if sparse && !has_backing && image.zero_init() => return true,
-        Fresh::New | Fresh::Old => {}
+        Fresh::Zero => true,
+        Fresh::New => options.sparse_size > 0 && !has_backing && target.image().zero_init(),
+        Fresh::Old => false,
     }
-    let device = image.storage(crate::format::StorageId(0)).limits().block_device;
-    let zeroable = image.granularity().zero.is_some() && !device;
-    sparse
-        && !has_backing
-        && zeroable
-        && target.virtual_size() > 0
-        && image.note_write(GuestOffset(0), target.virtual_size()).is_ok()
-        && image.write_zeroes(GuestOffset(0), target.virtual_size(), ZeroSpace::Unmap).is_ok()
 }
 
 /// The unit in which the copy decides, and the chunk.

@@ -172,10 +172,14 @@ fn same_descriptor_and_header() {
                 }
                 for bytes in [&mut a, &mut b] {
                     if let Some(new) = super::super::cid::with_id(bytes, "CID", 0x1234_5678) {
-                        let room = bytes.len();
+                        // Ids are printed without leading zeroes: inside a file the text's padding
+                        // makes up for the difference.
+                        let (room, embedded) = (bytes.len(), bytes.len() > 5000);
                         *bytes = new;
-                        if bytes.len() > room && room > 5000 {
-                            bytes.truncate(room);
+                        while embedded && bytes.len() > room {
+                            let start = bytes.windows(4).position(|w| w == b"CID=").unwrap();
+                            let end = bytes[start..].iter().position(|&b| b == 0).unwrap();
+                            bytes.remove(start + end);
                         }
                     }
                 }

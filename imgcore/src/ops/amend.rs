@@ -44,10 +44,11 @@ pub fn amend(options: &AmendOptions, job: &Job<'_>) -> Result<()> {
         .iter()
         .find(|(o, _)| table.iter().all(|s| s.name != o))
         .is_some_and(|(o, _)| at_creation.iter().any(|s| s.name == o));
-    let mut wishes = CreateOptions::parse(table, &options.options).map_err(|e| match only_there {
-        true => e.hint("This option is only supported for image creation"),
-        false => e,
-    })?;
+    let mut wishes =
+        CreateOptions::parse(table, &options.options).map_err(|e| match only_there {
+            true => e.hint("This option is only supported for image creation"),
+            false => e,
+        })?;
     // Only the node knows what lies below a disk that grows.
     let size = wishes.number("size").filter(|&n| n != 0);
     wishes.remove("size");

@@ -172,9 +172,10 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
 
 fn file_info(storage: &dyn Storage) -> Result<InfoReport> {
     // QEMU's protocol for devices takes character devices too (/dev/null).
-    let special = storage.as_file().and_then(|f| f.metadata().ok()).is_some_and(|m| {
-        std::os::unix::fs::FileTypeExt::is_char_device(&m.file_type())
-    });
+    let special = storage
+        .as_file()
+        .and_then(|f| f.metadata().ok())
+        .is_some_and(|m| std::os::unix::fs::FileTypeExt::is_char_device(&m.file_type()));
     let device = storage.limits().block_device || special;
     Ok(InfoReport {
         virtual_size: round_up(storage.len()?, 512),

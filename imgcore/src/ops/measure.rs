@@ -45,8 +45,8 @@ pub fn measure(options: &MeasureOptions, job: &Job<'_>) -> Result<Measurement> {
         }
     };
     let driver = find_driver(&options.driver)?;
-    let mut create =
-        parse_options(driver, &options.options).map_err(|e| e.hint(invalid_options(driver.name())))?;
+    let mut create = parse_options(driver, &options.options)
+        .map_err(|e| e.hint(invalid_options(driver.name())))?;
     let size = match (&node, &options.from) {
         (Some(node), _) => node.virtual_size(),
         (None, MeasureFrom::Size(size)) => *size,

@@ -2,7 +2,7 @@
 
 use super::create::{find_driver, parse_options, set_size};
 use super::source::{Origin, Walk};
-use super::{ImageArg, Job, snapshot_not_loaded};
+use super::{ImageArg, Job};
 use crate::format::{
     Image, MeasureSource, Measurement, RunSink, SnapshotSelector, check_cancelled,
 };
@@ -41,7 +41,7 @@ pub fn measure(options: &MeasureOptions, job: &Job<'_>) -> Result<Measurement> {
             let mut how = image.options(job);
             how.snapshot.clone_from(&options.snapshot);
             how.purpose = Purpose::Source;
-            Some(image.open(job, &how).map_err(snapshot_not_loaded)?)
+            Some(image.open(job, &how)?)
         }
     };
     let driver = find_driver(&options.driver)?;

@@ -1,4 +1,5 @@
 //! Every check against a passing and a failing tree.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod shapes;
 

@@ -108,9 +108,6 @@ impl Failure {
             Kind::Option(command) => format!("{called} {command}: {}\n", self.message),
             _ => format!("{program}: {}\n", self.message),
         };
-        for message in &self.more {
-            text.push_str(&format!("{program}: {message}\n"));
-        }
         for hint in &self.hints {
             if hint.starts_with("warning: ") {
                 text.push_str(&format!("{program}: "));
@@ -120,6 +117,9 @@ impl Failure {
             }
             text.push_str(hint);
             text.push('\n');
+        }
+        for message in &self.more {
+            text.push_str(&format!("{program}: {message}\n"));
         }
         if let Kind::Option(command) | Kind::Usage(command) = self.kind {
             let space = if command.is_empty() { "" } else { " " };

@@ -45,8 +45,12 @@ pub fn measure(options: &MeasureOptions, job: &Job<'_>) -> Result<Measurement> {
         }
     };
     let driver = find_driver(&options.driver)?;
-    let mut create = parse_options(driver, &options.options)
-        .map_err(|e| e.hint(invalid_options(driver.name())))?;
+    let mut create = parse_options(driver, &options.options).map_err(|e| {
+        // Beside the advice that the option itself comes with.
+        let own = e.hints().into_iter().map(str::to_owned);
+        let all: Vec<String> = own.chain([invalid_options(driver.name())]).collect();
+        e.hint(all.join("\n"))
+    })?;
     let size = match (&node, &options.from) {
         (Some(node), _) => node.virtual_size(),
         (None, MeasureFrom::Size(size)) => *size,

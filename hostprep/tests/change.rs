@@ -270,7 +270,7 @@ fn cases() -> Vec<Case> {
             w.isolate = CpuSet::parse("2-3").map(|set| (set, IsolateBy::Boot));
         }),
         case("boot option by systemd-boot", laptop(), &|w| {
-            w.boot_options = vec!["iommu=pt".into()]
+            w.boot_options = vec!["iommu=pt".into()];
         }),
         case("irqs", amd(), &|w| w.irq_affinity = CpuSet::parse("0-1")),
         case("memlock", intel(), &|w| w.memlock = Some(8 << 30)),
@@ -461,7 +461,7 @@ fn torn_and_damaged_journals() {
     assert!(error.to_string().contains("damaged at byte"), "{error}");
     same(&snapshot(root), &after, "");
     // A torn tail after everything was done.
-    let mut torn = whole.clone();
+    let mut torn = whole;
     torn.extend(b"0123 {\"record\":\"und");
     std::fs::write(&path, &torn).unwrap();
     change::undo(&mut tree_effects(root), None, Force::No).unwrap();

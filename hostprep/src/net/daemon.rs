@@ -6,14 +6,23 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
+fn is_it(pid: i32, pid_file: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    pid > 1 && String::from_utf8_lossy(&line).contains(pid_file)
+}
+
 /// The process that the pid file names, when it still is that program: pids are used again, and pid files stay
-/// behind, so the command line must hold the pid file's name.
+/// behind, so the command line must hold the pid file's name. A program that was started and has not written its
+/// pid file yet (we were killed in between) is found by its command line alone.
 pub fn running(pid_file: &str) -> Option<i32> {
-    let pid: i32 =
-        std::fs::read_to_string(pid_file).ok()?.trim().parse().ok().filter(|pid| *pid > 1)?;
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let line = String::from_utf8_lossy(&line).into_owned();
-    line.contains(pid_file).then_some(pid)
+    let named = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(pid) = named.filter(|pid| is_it(*pid, pid_file)) {
+        return Some(pid);
+    }
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let entries = std::fs::read_dir("/proc").ok()?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.into_iter().find(|pid| *pid != own && is_it(*pid, pid_file))
 }
 
 /// Stops it and waits; one that is gone is fine.

@@ -337,6 +337,7 @@ fn copy_with(
         rate: Rate::new(options.rate),
         job: *job,
         turns: Turns::default(),
+        early_writeback: options.durability == Durability::Synced,
         one_writer: writes_one_by_one(target).then(Mutex::default),
         failure: Failure::default(),
         counters: Counters::default(),

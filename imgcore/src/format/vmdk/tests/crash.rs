@@ -155,8 +155,8 @@ fn apply(file: &mut Vec<u8>, event: &Event) {
 
 /// Grains of the window must be as in one of `states` (states in which in-place writes were under way
 /// are all listed).
-fn verify(file: Vec<u8>, states: &[Arc<Vec<u8>>], what: &str) -> u64 {
-    let node = node(Arc::new(MemoryStorage::new("crashed", file.clone())), Access::Read)
+fn verify(file: &[u8], states: &[Arc<Vec<u8>>], what: &str) -> u64 {
+    let node = node(Arc::new(MemoryStorage::new("crashed", file.to_vec())), Access::Read)
         .unwrap_or_else(|e| panic!("{what}: {e:?}"));
     let mut have = vec![0; WINDOW.len()];
     node.read(WINDOW.start as u64, &mut have).unwrap_or_else(|e| panic!("{what}: {e:?}"));
@@ -168,9 +168,9 @@ fn verify(file: Vec<u8>, states: &[Arc<Vec<u8>>], what: &str) -> u64 {
     let report = look(&node, Repair::Nothing);
     assert_eq!(report.corruptions, 0, "{what}");
     drop(node);
-    let mended = repair(file.clone(), report.leaks, &have, what);
+    let mended = repair(file, report.leaks, &have, what);
     if report.leaks > 0 {
-        second_opinion(&file, &mended, what);
+        second_opinion(file, &mended, what);
     }
     report.leaks
 }
@@ -179,7 +179,7 @@ fn verify(file: Vec<u8>, states: &[Arc<Vec<u8>>], what: &str) -> u64 {
 /// the crashes only: starting it takes its time.
 fn second_opinion(crashed: &[u8], mended: &[u8], what: &str) {
     static ASKED: AtomicU32 = AtomicU32::new(0);
-    if ASKED.fetch_add(1, Ordering::Relaxed) % 16 != 0 {
+    if !ASKED.fetch_add(1, Ordering::Relaxed).is_multiple_of(16) {
         return;
     }
     let dir = Dir::new();
@@ -200,9 +200,9 @@ fn look(node: &Node, repair: Repair) -> CheckReport {
 }
 
 /// Leaks go, the content stays, and a second crash meanwhile does no harm. The file afterwards.
-fn repair(file: Vec<u8>, leaks: u64, content: &[u8], what: &str) -> Vec<u8> {
+fn repair(file: &[u8], leaks: u64, content: &[u8], what: &str) -> Vec<u8> {
     let recorder = Arc::new(Recorder {
-        memory: MemoryStorage::new("recorded", file.clone()),
+        memory: MemoryStorage::new("recorded", file.to_vec()),
         events: Mutex::default(),
     });
     let writer = node(Arc::<Recorder>::clone(&recorder), Access::Write).unwrap();
@@ -217,7 +217,7 @@ fn repair(file: Vec<u8>, leaks: u64, content: &[u8], what: &str) -> Vec<u8> {
     assert_eq!(changes.is_empty(), leaks == 0, "{what}");
     let mut now = vec![0; content.len()];
     for skipped in 0..changes.len() {
-        let mut partly = file.clone();
+        let mut partly = file.to_vec();
         for (i, event) in changes.iter().enumerate() {
             if i != skipped {
                 apply(&mut partly, event);
@@ -310,15 +310,14 @@ fn any_crash_leaves_whole_grains() {
                         );
                     }
                     pending.drain(..).for_each(|e| apply(&mut durable, e));
-                    leaks +=
-                        verify(durable.clone(), &states, &format!("round {round}, flush {number}"));
+                    leaks += verify(&durable, &states, &format!("round {round}, flush {number}"));
                 }
                 Event::Model(state) => states.push(Arc::clone(state)),
                 _ => {
                     pending.push(event);
                     let mut file = durable.clone();
                     pending.iter().for_each(|e| apply(&mut file, e));
-                    leaks += verify(file, &states, &format!("round {round}, after {number}"));
+                    leaks += verify(&file, &states, &format!("round {round}, after {number}"));
                 }
             }
         }

@@ -16,14 +16,22 @@ pub struct Loose {
     pub what: &'static str,
     /// Bytes.
     pub bytes: u64,
+    /// Of an image whose layout is the program's own choice: it may also be smaller.
+    pub own_layout: bool,
 }
 
 impl Loose {
-    /// Whether two such numbers agree: within 10 %, or 128 KiB for small ones.
+    /// Whether ours agrees with this one, the reference's: within 10 %, or 128 KiB for small ones. Where
+    /// the layout is free, ours may be down to half, or 2 MiB smaller; and eight clusters larger, because
+    /// tables are written beside the old ones before these are given up, and whole.
     #[must_use]
-    pub fn close(&self, other: &Self) -> bool {
-        let slack = (self.bytes.max(other.bytes) / 10).max(128 << 10);
-        self.what == other.what && self.bytes.abs_diff(other.bytes) <= slack
+    pub fn close(&self, ours: &Self) -> bool {
+        let least = if self.own_layout { 512 << 10 } else { 128 << 10 };
+        let slack = (self.bytes.max(ours.bytes) / 10).max(least);
+        let saved = if self.own_layout { (self.bytes / 2).max(2 << 20) } else { slack };
+        let within = ours.bytes <= self.bytes.saturating_add(slack)
+            && ours.bytes.saturating_add(saved.max(slack)) >= self.bytes;
+        self.what == ours.what && within
     }
 }
 
@@ -40,6 +48,8 @@ pub struct Normal {
 struct Rules {
     fixed: Vec<(Regex, &'static str)>,
     numbers: Vec<(Regex, &'static str)>,
+    /// Lengths of files whose layout is free.
+    lengths: Vec<(Regex, &'static str)>,
 }
 
 static RULES: LazyLock<Rules> = LazyLock::new(|| {
@@ -75,6 +85,11 @@ static RULES: LazyLock<Rules> = LazyLock::new(|| {
             (r"(Image end offset: )(\d+)()", "end offset"),
             (r#"("image-end-offset": )(\d+)()"#, "end offset"),
         ]),
+        lengths: compile(&[
+            (r"(file length: )[0-9.e+]+ [KMGTPE]?i?B \((\d+) (bytes)\)", "file length"),
+            // Deeper than the image itself: its children.
+            (r#"(?m)^( {12,}"virtual-size": )(\d+)()"#, "file length"),
+        ]),
     }
 });
 
@@ -86,14 +101,27 @@ pub fn normal(text: &str, dir: &str) -> Normal {
         text = pattern.replace_all(&text, *by).into_owned();
     }
     let mut loose = Vec::new();
-    for (pattern, what) in &RULES.numbers {
+    let own_layout = has_own_layout(&text);
+    let lengths = if own_layout { RULES.lengths.as_slice() } else { &[] };
+    for (pattern, what) in RULES.numbers.iter().chain(lengths) {
         let found = pattern.replace_all(&text, |c: &Captures<'_>| {
-            loose.push(Loose { what, bytes: bytes(&c[2], &c[3]) });
+            // Only images with tables have an end offset.
+            let own_layout = own_layout || *what == "end offset";
+            loose.push(Loose { what, bytes: bytes(&c[2], &c[3]), own_layout });
             format!("{}<{what}>", &c[1])
         });
         text = found.into_owned();
     }
     Normal { text, loose }
+}
+
+/// Whether `text` is about images with tables, and about no raw one, whose length is the disk's.
+fn has_own_layout(text: &str) -> bool {
+    let names = |format: &str| {
+        text.contains(&format!("file format: {format}\n"))
+            || text.contains(&format!("\"format\": \"{format}\""))
+    };
+    (names("qcow2") || names("vmdk")) && !names("raw")
 }
 
 /// `"1.5"`, `"GiB"` as bytes.
@@ -182,6 +210,24 @@ mod tests {
         let far = normal("disk size: 1.5 GiB", "/u");
         assert_eq!(far.loose[0].bytes, 3 << 29);
         assert!(!one.loose[0].close(&far.loose[0]));
+        assert!(!far.loose[0].close(&one.loose[0]));
+    }
+
+    #[test]
+    fn images_with_tables_may_be_smaller_but_not_larger() {
+        let text = |n| {
+            let kib = n >> 10;
+            format!("file format: qcow2\nChild:\n    file length: {kib} KiB ({n} bytes)\n")
+        };
+        let (large, small) = (normal(&text(12 << 20), "/t"), normal(&text(8 << 20), "/t"));
+        assert_eq!(large.text, small.text);
+        assert_eq!(large.loose[0].bytes, 12 << 20);
+        assert!(large.loose[0].close(&small.loose[0]));
+        assert!(!small.loose[0].close(&large.loose[0]));
+        let tiny = normal(&text(4 << 20), "/t");
+        assert!(!large.loose[0].close(&tiny.loose[0]));
+        let raw = |n| normal(&format!("file format: raw\nfile length: 1 KiB ({n} bytes)\n"), "/t");
+        assert_ne!(raw(1024).text, raw(1025).text);
     }
 
     #[test]

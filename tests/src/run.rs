@@ -4,6 +4,7 @@
 //! Lines run under `/bin/sh` as `exec qemu-img …`, so that quoting is the shell's and the exit code the
 //! program's. The reference runs first, once; nothing is remembered between scenarios.
 
+use crate::deliberate::{self, LineDifference};
 use crate::images;
 use crate::normal::{Normal, normal, without_offsets};
 use crate::process::{End, Invocation, Outcome};
@@ -94,7 +95,7 @@ fn run_one(bench: &Bench, index: usize, scenario: &Scenario) -> Verdict {
         (Err(why), _) | (_, Err(why)) => verdict.complaints.push(why),
     }
     if scenario.images == Images::Compared {
-        let compared = images::compare(&bench.reference, &theirs, &ours);
+        let compared = images::compare(&bench.reference, &scenario.name, &theirs, &ours);
         verdict.files = compared.files;
         verdict.files_agreed = compared.agreed;
         verdict.complaints.extend(compared.complaints);
@@ -206,7 +207,8 @@ fn judge(scenario: &Scenario, sides: [(&[Option<Outcome>], &Path); 2], verdict: 
         let complaints = match &line.action {
             Action::Image(relaxed) => {
                 verdict.lines += 1;
-                differences(*relaxed, (theirs, left_dir), (ours, right_dir))
+                let allowed = deliberate::line(&scenario.name, &line.text);
+                differences((*relaxed, allowed), (theirs, left_dir), (ours, right_dir))
             }
             // A helper that fails on one side only (a pattern that does not verify) is a finding too.
             _ if theirs.end != ours.end => {
@@ -263,24 +265,35 @@ fn indent(text: &str) -> String {
 
 /// What does not agree between two runs of one command line.
 fn differences(
-    relaxed: Relaxed,
+    (relaxed, allowed): (Relaxed, Option<&LineDifference>),
     (theirs, their_dir): (&Outcome, &Path),
     (ours, our_dir): (&Outcome, &Path),
 ) -> Vec<String> {
     let mut found = Vec::new();
-    if theirs.end != ours.end {
-        found.push(format!("ends: reference {}, ours {}", theirs.end, ours.end));
+    let mut used = false;
+    match allowed.and_then(|a| a.exit) {
+        Some(code) if ours.end == End::Exit(code) => used |= theirs.end != ours.end,
+        None if theirs.end == ours.end => {}
+        _ => found.push(format!("ends: reference {}, ours {}", theirs.end, ours.end)),
     }
     if matches!(ours.end, End::Signal(_) | End::TimedOut | End::Exit(101)) {
         found.push(format!("ours died: {}", ours.end));
     }
     let streams = [
-        ("stdout", relaxed.stdout, theirs.out(), ours.out()),
-        ("stderr", relaxed.stderr, theirs.err(), ours.err()),
+        ("stdout", relaxed.stdout, allowed.and_then(|a| a.stdout), theirs.out(), ours.out()),
+        ("stderr", relaxed.stderr, allowed.and_then(|a| a.stderr), theirs.err(), ours.err()),
     ];
-    for (name, loosely, theirs, ours) in streams {
+    for (name, loosely, wanted, theirs, ours) in streams {
         let mut left = normal(&theirs, &their_dir.display().to_string());
         let mut right = normal(&ours, &our_dir.display().to_string());
+        if let Some(wanted) = wanted {
+            if deliberate::is_all(wanted, &right.text) {
+                used |= left.text != right.text || too_far(&left, &right).is_some();
+            } else {
+                found.push(format!("{name} is not /{wanted}/\n{}", diff(&left.text, &right.text)));
+            }
+            continue;
+        }
         if loosely {
             if left.text.is_empty() != right.text.is_empty() {
                 found.push(format!("{name}: one is empty\n{}", diff(&left.text, &right.text)));
@@ -296,6 +309,9 @@ fn differences(
         } else if let Some(far) = too_far(&left, &right) {
             found.push(format!("{name}: {far}"));
         }
+    }
+    if allowed.is_some() && !used && found.is_empty() {
+        found.push("the deliberate table allows a difference that is no more".to_owned());
     }
     found
 }

@@ -72,9 +72,14 @@ impl Failure {
     /// Makes one line of the advice, if it is there, a message of its own.
     #[must_use]
     pub fn promote(mut self, line: &str) -> Self {
-        let before = self.hints.len();
-        self.hints.retain(|h| h != line);
-        if self.hints.len() < before { self.and(line) } else { self }
+        let mut found = false;
+        for hint in &mut self.hints {
+            let kept: Vec<&str> = hint.lines().filter(|l| *l != line).collect();
+            found |= kept.len() < hint.lines().count();
+            *hint = kept.join("\n");
+        }
+        self.hints.retain(|h| !h.is_empty());
+        if found { self.and(line) } else { self }
     }
 
     /// With `prefix: ` before the message.
@@ -103,9 +108,6 @@ impl Failure {
             Kind::Option(command) => format!("{called} {command}: {}\n", self.message),
             _ => format!("{program}: {}\n", self.message),
         };
-        for message in &self.more {
-            text.push_str(&format!("{program}: {message}\n"));
-        }
         for hint in &self.hints {
             if hint.starts_with("warning: ") {
                 text.push_str(&format!("{program}: "));
@@ -115,6 +117,9 @@ impl Failure {
             }
             text.push_str(hint);
             text.push('\n');
+        }
+        for message in &self.more {
+            text.push_str(&format!("{program}: {message}\n"));
         }
         if let Kind::Option(command) | Kind::Usage(command) = self.kind {
             let space = if command.is_empty() { "" } else { " " };
@@ -132,7 +137,7 @@ impl From<OptError> for Failure {
 
 impl From<imgcore::Error> for Failure {
     fn from(e: imgcore::Error) -> Self {
-        let hints = e.hints().iter().flat_map(|h| h.lines()).map(str::to_owned).collect();
+        let hints = e.hints().into_iter().map(str::to_owned).collect();
         Failure { hints, ..Failure::new(located(&e)) }
     }
 }

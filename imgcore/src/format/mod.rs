@@ -382,9 +382,6 @@ pub struct ImageInfo {
     pub specific: Option<SpecificInfo>,
 }
 
-/// What an image says that has no snapshot of the name asked for.
-pub const NO_SUCH_SNAPSHOT: &str = "Can't find snapshot";
-
 /// Internal snapshots.
 pub trait SnapshotStore {
     /// All, in the order of the table.
@@ -574,6 +571,12 @@ pub trait Driver: Sync {
     /// Whether images can be created.
     fn can_create(&self) -> bool {
         true
+    }
+
+    /// Whether a wish for compressed data is taken although only some images of the format can store
+    /// any; the others store plainly then.
+    fn may_compress(&self) -> bool {
+        false
     }
 
     /// Whether images can have a file below.

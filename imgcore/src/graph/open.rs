@@ -64,6 +64,9 @@ impl Opening<'_> {
             },
         };
         let asked = asked_driver(request)?;
+        if access == Access::Write && level.options.sharing == Sharing::Force {
+            return Err(Error::invalid("force-share=on can only be used with read-only images"));
+        }
         let path = request.filename.as_str();
         let file_options =
             FileOptions { writable: access == Access::Write, cache: level.options.cache };
@@ -177,7 +180,7 @@ impl Level<'_> {
     fn lock(&self, driver: &dyn Driver, file: &FileStorage, name: &str) -> Result<()> {
         let raw = driver.name() == "raw";
         let set = match (self.options.purpose, self.access) {
-            _ if self.options.sharing == Sharing::Force => return Ok(()),
+            _ if self.options.sharing != Sharing::Locked => return Ok(()),
             (Purpose::Header, _) if raw => return Ok(()),
             (Purpose::Header, _) => LockSet::INSPECT,
             (_, Access::Write) if raw => LockSet::RAW_RESIZE,

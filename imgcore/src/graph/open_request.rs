@@ -122,8 +122,10 @@ pub enum Sharing {
     /// Locks are taken.
     #[default]
     Locked,
-    /// No locks: the image may change while it is read (`-U`).
+    /// No locks: the image may change while it is read (`-U`). Never for writing.
     Force,
+    /// No locks at all (`locking=off`): the user keeps others away himself.
+    Off,
 }
 
 /// How much of a chain to open.
@@ -246,7 +248,7 @@ fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
     request.sharing = request.sharing.or(lower.sharing);
     request.read_only = request.read_only.or(lower.read_only);
     if file.locking == Some(spec::Locking::Off) {
-        request.sharing = Some(Sharing::Force);
+        request.sharing = request.sharing.or(Some(Sharing::Off));
     }
     Ok(())
 }

@@ -72,3 +72,17 @@ fn a_circle_of_backing_files_is_named() {
     assert_eq!(e.kind(), ErrorKind::Corrupt);
     assert!(e.report().contains("is a circle"), "{}", e.report());
 }
+
+#[test]
+fn forced_sharing_never_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("a.raw");
+    std::fs::write(&name, vec![0u8; 4096]).unwrap();
+    let request = OpenRequest::file(name.to_string_lossy()).with_driver(Some("raw"));
+    let forced = OpenOptions { sharing: Sharing::Force, ..OpenOptions::default() };
+    assert!(open(&request, &forced).is_ok());
+    let refused = open(&request, &forced.clone().writable()).unwrap_err();
+    assert!(refused.report().contains("force-share=on"), "{refused:?}");
+    let unlocked = OpenOptions { sharing: Sharing::Off, ..forced };
+    assert!(open(&request, &unlocked.writable()).is_ok());
+}

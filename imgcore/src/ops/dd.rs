@@ -52,17 +52,8 @@ impl DdOptions {
     }
 }
 
-/// What was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DdReport {
-    /// Bytes of the new image.
-    pub bytes: u64,
-    /// `skip=` lies beyond what there is to copy.
-    pub skipped_all: bool,
-}
-
 /// Copies.
-pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<DdReport> {
+pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
     let driver = find_driver(&options.output_driver)?;
     let Filename::Path(path) = filename::parse(&options.output)? else {
         return Err(Error::unsupported("Only files and block devices can be written")
@@ -77,7 +68,9 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<DdReport> {
         None => input.virtual_size(),
     };
     let start = bytes(options.skip).filter(|&s| s <= end);
-    let skipped_all = start.is_none();
+    if start.is_none() {
+        job.watcher.note(&format!("error: {}: cannot skip to specified offset", input.name()));
+    }
     let start = start.unwrap_or(end);
     let size = end - start;
     let failed =
@@ -108,6 +101,5 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<DdReport> {
     }
     target.close()?;
     drop(target);
-    output.commit(Durability::Synced)?;
-    Ok(DdReport { bytes: size, skipped_all })
+    output.commit(Durability::Synced)
 }

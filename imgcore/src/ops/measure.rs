@@ -2,7 +2,7 @@
 
 use super::create::{find_driver, parse_options, set_size};
 use super::source::{Origin, Walk};
-use super::{ImageArg, Job, snapshot_not_loaded};
+use super::{ImageArg, Job};
 use crate::format::{
     Image, MeasureSource, Measurement, RunSink, SnapshotSelector, check_cancelled,
 };
@@ -41,12 +41,16 @@ pub fn measure(options: &MeasureOptions, job: &Job<'_>) -> Result<Measurement> {
             let mut how = image.options(job);
             how.snapshot.clone_from(&options.snapshot);
             how.purpose = Purpose::Source;
-            Some(image.open(job, &how).map_err(snapshot_not_loaded)?)
+            Some(image.open(job, &how)?)
         }
     };
     let driver = find_driver(&options.driver)?;
-    let mut create = parse_options(driver, &options.options)
-        .map_err(|e| e.hint(invalid_options(driver.name())))?;
+    let mut create = parse_options(driver, &options.options).map_err(|e| {
+        // Beside the advice that the option itself comes with.
+        let own = e.hints().into_iter().map(str::to_owned);
+        let all: Vec<String> = own.chain([invalid_options(driver.name())]).collect();
+        e.hint(all.join("\n"))
+    })?;
     let size = match (&node, &options.from) {
         (Some(node), _) => node.virtual_size(),
         (None, MeasureFrom::Size(size)) => *size,

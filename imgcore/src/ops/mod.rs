@@ -27,11 +27,11 @@ pub mod source;
 
 use std::sync::Arc;
 
+use crate::Result;
 use crate::format::{Access, Watcher};
 use crate::graph::Node;
 use crate::graph::open::{OpenOptions, OpenRequest, Policy, Sharing, open};
 use crate::storage::CacheMode;
-use crate::{Error, Result};
 
 /// What every job gets besides its options.
 #[derive(Clone, Copy)]
@@ -40,16 +40,6 @@ pub struct Job<'a> {
     pub policy: &'a Policy,
     /// Progress, notes, cancelling.
     pub watcher: &'a dyn Watcher,
-}
-
-/// A snapshot to be shown that is not there: the wish is refused, not the file.
-fn snapshot_not_loaded(error: Error) -> Error {
-    let missing = crate::format::NO_SUCH_SNAPSHOT;
-    if !error.report().ends_with(missing) {
-        return error;
-    }
-    let path = error.path().unwrap_or_default().to_owned();
-    Error::new(error.kind(), missing).at_path(path).context("Failed to load snapshot")
 }
 
 /// An image that the command line names.

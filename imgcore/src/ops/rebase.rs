@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::convert::may_compress;
 use super::source::{Origin, Walk};
 use super::{ImageArg, Job};
 use crate::format::{self, BackingRef, Encoded, Encoder, Level, ZeroSpace, check_cancelled};
@@ -130,11 +131,15 @@ fn copy_differences(
     let granularity = node.image().granularity();
     let mut unit = granularity.allocation.max(1);
     let mut encoder = None;
-    if options.compress {
-        unit = granularity
-            .encode
-            .ok_or_else(|| Error::unsupported("Compression not supported for this file format"))?;
-        encoder = node.image().encoder(Level::Default);
+    match granularity.encode {
+        Some(encoded) if options.compress => {
+            unit = encoded;
+            encoder = node.image().encoder(Level::Default);
+        }
+        None if options.compress && !may_compress(node) => {
+            return Err(Error::unsupported("Compression not supported for this file format"));
+        }
+        _ => {}
     }
     let mut copying = Copying { node, below, unit, encoder, encoded: Vec::new() };
     let own = Walk::first(node, 1);

@@ -67,7 +67,10 @@ pub fn snapshot(options: &SnapshotOptions, job: &Job<'_>) -> Result<Vec<Snapshot
                 Error::new(ErrorKind::NotFound, "snapshot not found")
                     .context(format!("Could not delete snapshot '{name}'"))
             };
-            match store.ok_or_else(missing)?.delete(name) {
+            let store = store.ok_or_else(missing)?;
+            // By name only, as qemu-img: a number is the name of one snapshot and the id of another.
+            let named = store.list()?.into_iter().find(|s| s.name == *name).ok_or_else(missing)?;
+            match store.delete(&named.id) {
                 Err(e) if e.kind() == ErrorKind::NotFound => return Err(missing()),
                 other => {
                     other.map_err(|e| e.context(format!("Could not delete snapshot '{name}'")))?;

@@ -360,6 +360,10 @@ impl Storage for FileStorage {
         self.sync()
     }
 
+    fn begin_writeback(&self) {
+        sparse::begin_writeback(&self.file);
+    }
+
     fn set_len(&self, len: u64, how: Preallocation) -> Result<()> {
         let old = self.len()?;
         if len == old {

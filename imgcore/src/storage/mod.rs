@@ -115,6 +115,10 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Returns when everything written so far is on stable storage.
     fn flush(&self) -> Result<()>;
 
+    /// Lets the system begin to write out what was written so far, without waiting: a flush later on
+    /// then has less to wait for. May do nothing.
+    fn begin_writeback(&self) {}
+
     /// Sets the length. Growth reads as zeroes and is reserved as `how` says.
     fn set_len(&self, len: u64, how: Preallocation) -> Result<()>;
 

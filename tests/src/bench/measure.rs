@@ -16,6 +16,8 @@ use std::time::Duration;
 pub struct Setting {
     /// Ours.
     pub rimg: PathBuf,
+    /// Both wait until a converted image is on disk; otherwise neither does.
+    pub durable: bool,
     /// The reference.
     pub qemu_img: PathBuf,
     /// Where the images are.
@@ -74,8 +76,12 @@ fn run(setting: &Setting, job: &Job, program: &Path) -> Result<(Cost, Outcome), 
     let mut total = Cost::default();
     let mut last = None;
     for _ in 0..job.repeat {
+        let line = match job.line.strip_prefix("convert ") {
+            Some(rest) if setting.durable => format!("convert -t writeback {rest}"),
+            _ => job.line.to_owned(),
+        };
         let call = Invocation::new(program, &setting.dir)
-            .args(job.line.split(' '))
+            .args(line.split(' '))
             .time_limit(Duration::from_secs(1800));
         let outcome = call.run().map_err(|e| e.to_string())?;
         if outcome.end != End::Exit(0) {

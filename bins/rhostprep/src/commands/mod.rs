@@ -1,6 +1,8 @@
 //! One file a group of commands.
 
+mod change;
 mod check;
+mod net;
 mod place;
 
 use std::io::Write as _;
@@ -23,6 +25,14 @@ pub fn run(args: Args) -> Result<u8> {
         Command::Memory(memory) => place::memory(&host, &memory),
         Command::Cpu(cpu) => place::cpu(&host, &cpu),
         Command::Pin(pin) => place::pin(&host, &pin),
+        Command::Plan(changes) => change::plan(&host, &changes),
+        Command::Apply(apply) => change::apply(&host, &apply),
+        Command::Undo(args) => change::undo(&host, &args),
+        Command::Status => change::status(&host),
+        Command::Net { command } => net::run(&host, &command),
+        Command::Scripts(scripts) => net::scripts(&host, &scripts),
+        Command::Ifup(args) => net::ifup(&args),
+        Command::Ifdown(args) => net::ifdown(&args),
         Command::Collect => {
             let all = Wanted::default();
             hostprep::check::run(&host, &all, &[])?;

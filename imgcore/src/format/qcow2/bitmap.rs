@@ -173,7 +173,13 @@ impl Qcow2Image {
         for (at, len) in gone {
             tables.refs.free_later(at, len);
         }
-        self.settle(tables)
+        // Nothing on disk refers to them any more: the file system gets what became free.
+        tables.freed.clear();
+        self.settle(tables)?;
+        for (at, len) in std::mem::take(&mut tables.freed) {
+            self.file.discard(at, len)?;
+        }
+        Ok(())
     }
 
     /// Host ranges of a bitmap that goes away.

@@ -154,7 +154,7 @@ impl Qcow2Image {
     }
 
     /// Cuts unused clusters off the end of the image file.
-    fn truncate_file(&self, tables: &mut Tables) -> Result<()> {
+    pub(super) fn truncate_file(&self, tables: &mut Tables) -> Result<()> {
         let cluster = self.geometry.cluster();
         let len = self.file.len()?;
         let mut end = len.div_ceil(cluster);

@@ -83,7 +83,7 @@ impl Qcow2Image {
             }),
         };
         let Some(s) = index.and_then(|i| list.get(i)) else {
-            return Err(not_found(crate::format::NO_SUCH_SNAPSHOT));
+            return Err(not_found("Can't find snapshot"));
         };
         tables.l1 = self.read_snapshot_l1(s)?;
         tables.l2.forget_clean();

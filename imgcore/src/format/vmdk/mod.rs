@@ -131,6 +131,10 @@ impl Driver for VmdkDriver {
         OPTIONS
     }
 
+    fn may_compress(&self) -> bool {
+        true
+    }
+
     fn supports_backing(&self) -> bool {
         true
     }

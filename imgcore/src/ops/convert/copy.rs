@@ -22,6 +22,8 @@ use crate::storage::zero::is_zero;
 use crate::storage::{AlignedBuf, CopyKind};
 
 const SECTOR: usize = 512;
+/// Bytes written between two calls that start the disk working on them.
+const WRITEBACK: u64 = 16 << 20;
 
 /// Everything that the threads share.
 pub(super) struct Copy<'a> {
@@ -44,6 +46,8 @@ pub(super) struct Copy<'a> {
     /// Held while writing where the kernel lets one thread at a time write a file anyway: waiting here
     /// costs nothing, waiting for the inode's lock is spinning.
     pub one_writer: Option<Mutex<()>>,
+    /// The output will be waited for: the disk should work while we do.
+    pub early_writeback: bool,
     pub failure: Failure,
     pub counters: Counters,
 }
@@ -287,13 +291,14 @@ impl Copy<'_> {
             .map_err(|e| write_error(chunk.at, e))?;
         self.turns.pass(chunk.ticket);
         let buf = bench.buf.bytes();
-        let _writer = self.one_writer.as_ref().map(lock);
+        let writer = self.one_writer.as_ref().map(lock);
         let written = bench.places.write_all(image, chunk.at, |storage, write: &Write| {
             let bytes = &buf[write.from..write.from + write.len];
             self.rate.pass(len_u64(write.len), &|| self.stopping());
             storage.write_at(write.offset, bytes)
         });
-        self.counters.stored.fetch_add(bench.places.bytes(), Ordering::Relaxed);
+        drop(writer);
+        self.stored(bench.places.bytes());
         written.map_err(|(at, e)| write_error(at, e))
     }
 
@@ -310,6 +315,16 @@ impl Copy<'_> {
             self.counters.stored.fetch_add(len_u64(len), Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Counts bytes stored, and now and then lets the disk begin with them.
+    fn stored(&self, bytes: u64) {
+        let before = self.counters.stored.fetch_add(bytes, Ordering::Relaxed);
+        if self.early_writeback && before / WRITEBACK != (before + bytes) / WRITEBACK {
+            for storage in self.target.image().storages() {
+                storage.begin_writeback();
+            }
+        }
     }
 
     fn stopping(&self) -> bool {
@@ -374,7 +389,7 @@ impl Copy<'_> {
             storage.write_at(write.offset, area)
         });
         self.counters.offloaded.fetch_add(offloaded, Ordering::Relaxed);
-        self.counters.stored.fetch_add(bench.places.bytes(), Ordering::Relaxed);
+        self.stored(bench.places.bytes());
         written.map_err(|(at, e)| write_error(at, e))?;
         Ok(true)
     }
@@ -425,7 +440,7 @@ impl Copy<'_> {
             place.map_err(|e| write_error(at, e))?;
         }
         self.turns.pass(chunk.ticket);
-        let _writer = self.one_writer.as_ref().map(lock);
+        let writer = self.one_writer.as_ref().map(lock);
         let written = places.write_all(image, chunk.at, |storage, write: &Write| {
             let bytes = match write.encoded {
                 Some(i) => &encoded[i][..],
@@ -434,7 +449,8 @@ impl Copy<'_> {
             self.rate.pass(len_u64(bytes.len()), &|| self.stopping());
             storage.write_at(write.offset, bytes)
         });
-        self.counters.stored.fetch_add(places.bytes(), Ordering::Relaxed);
+        drop(writer);
+        self.stored(places.bytes());
         written.map_err(|(at, e)| write_error(at, e))
     }
 }

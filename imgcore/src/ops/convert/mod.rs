@@ -30,10 +30,10 @@ pub use options::{
     Target,
 };
 
+use super::Job;
 use super::create::{find_driver, parse_options, set_size, set_text};
 use super::parallel::{Failure, Turns, default_threads};
 use super::rate::Rate;
-use super::{Job, snapshot_not_loaded};
 use crate::format::{BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
 use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
@@ -130,7 +130,7 @@ fn open_sources(options: &ConvertOptions, job: &Job<'_>) -> Result<Vec<Arc<Node>
         let mut how = image.options(job);
         how.purpose = Purpose::Source;
         how.snapshot.clone_from(&options.snapshot);
-        image.open(job, &how).map_err(snapshot_not_loaded)
+        image.open(job, &how)
     };
     options.sources.iter().map(one).collect()
 }
@@ -272,7 +272,7 @@ fn fill(
     let spans = feed::spans(sources, has_backing)?;
     let total = spans.last().map_or(0, |s| s.start + s.len);
     let granularity = target.image().granularity();
-    let encode = encode_unit(options, &granularity)?;
+    let encode = encode_unit(options, target, &granularity)?;
     let storage = target.image().storage(crate::format::StorageId(0));
     let sparse = Sparse::new(options.sparse_size, u64::from(storage.limits().request_alignment));
     let zero_init = zero_init(options, target, state, has_backing);
@@ -337,6 +337,7 @@ fn copy_with(
         rate: Rate::new(options.rate),
         job: *job,
         turns: Turns::default(),
+        early_writeback: options.durability == Durability::Synced,
         one_writer: writes_one_by_one(target).then(Mutex::default),
         failure: Failure::default(),
         counters: Counters::default(),
@@ -368,6 +369,7 @@ fn offload_works(options: &ConvertOptions, spans: &[Span<'_>], target: &Node) ->
 /// the target takes nothing else.
 fn encode_unit(
     options: &ConvertOptions,
+    target: &Node,
     granularity: &Granularity,
 ) -> Result<Option<(u64, Level)>> {
     let level = match options.compress {
@@ -377,8 +379,14 @@ fn encode_unit(
     };
     match granularity.encode {
         Some(unit) => Ok(Some((unit, level))),
+        None if may_compress(target) => Ok(None),
         None => Err(Error::unsupported("Compression not supported for this file format")),
     }
+}
+
+/// Whether the format has compressed images, of which `target` is none.
+pub(super) fn may_compress(target: &Node) -> bool {
+    crate::format::driver(target.image().format_name()).is_some_and(Driver::may_compress)
 }
 
 /// Whether what is not written reads as zero. An existing target is zeroed range by range where the

@@ -260,7 +260,8 @@ impl FileStorage {
         if last <= first {
             return self.write_zero_bytes(offset, len);
         }
-        if sparse::device_zero(&self.file, first, last - first, mode).map_err(at)? == Outcome::Done {
+        if sparse::device_zero(&self.file, first, last - first, mode).map_err(at)? == Outcome::Done
+        {
             self.after_write()?;
         } else {
             self.write_zero_bytes(first, last - first)?;

@@ -336,7 +336,11 @@ fn place_tables(header: &mut Header, l1_entries: u64, file: &dyn Storage) -> Res
     if !file.zero_init() {
         // A device holds whatever was there: neither the header's cluster nor the L1 table is zero.
         file.write_zeroes(0, cluster, ZeroMode::MayUnmap)?;
-        file.write_zeroes((used - l1_clusters) * cluster, l1_clusters * cluster, ZeroMode::MayUnmap)?;
+        file.write_zeroes(
+            (used - l1_clusters) * cluster,
+            l1_clusters * cluster,
+            ZeroMode::MayUnmap,
+        )?;
     }
     file.write_at(cluster, &table)?;
     file.write_at((1 + table_clusters) * cluster, &counts)

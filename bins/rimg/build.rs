@@ -13,6 +13,9 @@ mod args {
     pub mod table;
 }
 
+/// Date in the man pages: of the last change to the option tables, so that builds are reproducible.
+const PAGES_DATE: &str = "2026-11-21";
+
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=src/args");
     println!("cargo::rerun-if-changed=build.rs");
@@ -58,7 +61,11 @@ fn page(
     command: clap::Command,
 ) -> io::Result<()> {
     let mut text = Vec::new();
-    clap_mangen::Man::new(command).title(title.to_uppercase()).render(&mut text)?;
+    clap_mangen::Man::new(command)
+        .title(title.to_uppercase())
+        .date(PAGES_DATE)
+        .manual("rimg manual")
+        .render(&mut text)?;
     fs::write(out.join(format!("{title}.1")), text)?;
     entry(list, name, &format!("{title}.1"));
     Ok(())

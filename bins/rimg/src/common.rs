@@ -222,7 +222,8 @@ impl<'a> Common<'a> {
         let result = job(&Job { policy: &policy, watcher: reporter }).map_err(Into::into);
         reporter.complete(result.is_ok());
         if reporter.interrupted() && result.is_err() {
-            return Err(Failure::new("Interrupted; unfinished files were removed").with_code(130));
+            return Err(Failure::new("Interrupted; unfinished files were removed")
+                .with_code(reporter.interrupt_code()));
         }
         result
     }

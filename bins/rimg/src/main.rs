@@ -22,6 +22,7 @@ use failure::Failure;
 use session::Session;
 
 fn main() -> ExitCode {
+    signals::fail_at_file_limit();
     let mut words = std::env::args_os();
     let argv0 = words.next().unwrap_or_default();
     let session = Session::new(&argv0.to_string_lossy());

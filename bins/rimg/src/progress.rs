@@ -2,13 +2,14 @@
 //!
 //! * `-p` on a terminal: a bar with rate and remaining time; elsewhere, and as qemu-img, percentages
 //!   with carriage returns.
-//! * `--progress=json`: one object a line, on stderr, so that stdout stays the result's.
+//! * `--progress=json`: one object a line, on stderr, so that stdout stays the result's: `phase`,
+//!   `bytes` of `total`, `percent`, seconds `elapsed`, `rate` in bytes a second, `eta` in seconds.
 //! * SIGUSR1: one line on stderr, whether or not `-p` was given.
 //! * SIGINT, SIGTERM, SIGHUP: the job ends as soon as it can and removes its unfinished files. A
 //!   second one kills.
 
 use std::io::{IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,7 @@ pub struct Reporter {
     program: String,
     view: View,
     cancel: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
     asked: Arc<AtomicBool>,
     state: Mutex<State>,
     started: Instant,
@@ -51,6 +53,27 @@ enum View {
     Percent,
     Bar(ProgressBar),
     Json,
+}
+
+/// How far a job is, in words.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// Going through the image.
+    Working,
+    /// All bytes were gone through; they are being brought to disk.
+    Finishing,
+    /// At its end, successfully.
+    Done,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Phase::Working => "working",
+            Phase::Finishing => "finishing",
+            Phase::Done => "done",
+        }
+    }
 }
 
 struct State {
@@ -66,7 +89,8 @@ impl Reporter {
     pub fn new(session: &Session, mode: Mode) -> Self {
         let cancel = Arc::new(AtomicBool::new(false));
         let asked = Arc::new(AtomicBool::new(false));
-        signals::on_end(&cancel);
+        let signal = Arc::new(AtomicUsize::new(0));
+        signals::on_end(&cancel, &signal);
         signals::on_question(&asked);
         let view = match mode {
             Mode::Off => View::Off,
@@ -77,8 +101,15 @@ impl Reporter {
         let program = session.program.clone();
         let now = Instant::now();
         let state = State { done: 0, total: 0, shown: None, last_line: now };
-        let reporter =
-            Reporter { program, view, cancel, asked, state: Mutex::new(state), started: now };
+        let reporter = Reporter {
+            program,
+            view,
+            cancel,
+            signal,
+            asked,
+            state: Mutex::new(state),
+            started: now,
+        };
         if matches!(reporter.view, View::Percent) {
             reporter.progress(0, 1);
         }
@@ -94,7 +125,7 @@ impl Reporter {
             View::Json if success => {
                 let mut state = self.lock();
                 state.done = state.total;
-                self.json_line(&state);
+                self.json_line(&state, Phase::Done);
             }
             View::Off | View::Percent | View::Json => {}
         }
@@ -107,6 +138,11 @@ impl Reporter {
         }
     }
 
+    /// The exit code of a run that a signal ended, as shells count.
+    pub fn interrupt_code(&self) -> u8 {
+        128 | u8::try_from(self.signal.load(Ordering::Relaxed)).unwrap_or(2)
+    }
+
     /// Whether a signal ended the job.
     pub fn interrupted(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
@@ -116,14 +152,21 @@ impl Reporter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn json_line(&self, state: &State) {
+    fn json_line(&self, state: &State, phase: Phase) {
         let part = hundredths(state.done, state.total);
         let elapsed = self.started.elapsed();
         let ms = elapsed.as_millis().max(1);
         let rate = u128::from(state.done) * 1000 / ms;
+        let left = u128::from(state.total.saturating_sub(state.done));
+        let eta = match (left, rate) {
+            (0, _) => "0".to_owned(),
+            (_, 0) => "null".to_owned(),
+            _ => left.div_ceil(rate).to_string(),
+        };
+        let phase = phase.name();
         let line = format!(
-            "{{\"event\": \"progress\", \"done\": {}, \"total\": {}, \"percent\": {}.{:02}, \
-             \"elapsed\": {}.{:03}, \"rate\": {rate}}}\n",
+            "{{\"event\": \"progress\", \"phase\": \"{phase}\", \"bytes\": {}, \"total\": {}, \"percent\": {}.{:02}, \
+             \"elapsed\": {}.{:03}, \"rate\": {rate}, \"eta\": {eta}}}\n",
             state.done,
             state.total,
             part / 100,
@@ -165,7 +208,8 @@ impl Watcher for Reporter {
                 if state.shown.is_none() || state.last_line.elapsed() >= JSON_INTERVAL {
                     state.shown = Some(part);
                     state.last_line = Instant::now();
-                    self.json_line(&state);
+                    let all = state.done == total && total > 0;
+                    self.json_line(&state, if all { Phase::Finishing } else { Phase::Working });
                 }
             }
         }

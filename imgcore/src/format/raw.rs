@@ -95,7 +95,10 @@ impl Driver for RawDriver {
             .ok_or_else(|| Error::errno(libc::EFBIG))?;
         if storage.limits().block_device {
             if storage.len()? < size {
-                return Err(Error::errno(libc::ENOSPC));
+                let have = storage.len()?;
+                return Err(Error::errno(libc::ENOSPC)
+                    .context(format!("the device has {have} bytes, the image needs {size}"))
+                    .hint("choose a larger device; qcow2 or compression may need less"));
             }
             return Ok(());
         }
@@ -180,6 +183,9 @@ impl Image for RawImage {
             return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
         }
         let shown = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
+        if self.storage.limits().block_device && size != self.storage.len()? {
+            return Err(Error::invalid("Cannot resize device files"));
+        }
         self.storage.set_len(size, how)?;
         self.size.store(shown, Ordering::Release);
         Ok(())

@@ -124,7 +124,8 @@ impl Opening<'_> {
             None => None,
         };
         let node = Node::new(request.name(), image, backing, access)
-            .with_writethrough(access == Access::Write && level.options.cache.writethrough());
+            .with_writethrough(access == Access::Write && level.options.cache.writethrough())
+            .with_space_options(request.detect_zeroes, request.discard);
         Ok(Arc::new(node))
     }
 

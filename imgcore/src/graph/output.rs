@@ -20,6 +20,7 @@ use super::Node;
 use super::gate::{combine, folder_of, open_data_file};
 use super::open::{OpenOptions, Purpose, Sharing, backing_request, open};
 use crate::format::{Access, Driver, NewFiles, OpenContext, OpenGate};
+use crate::storage::culprit;
 use crate::storage::lock::LockSet;
 use crate::storage::{CacheMode, FileOptions, FileStorage, Storage};
 use crate::{Error, ErrorKind, Result};
@@ -171,9 +172,14 @@ impl Output {
                 storage.lock(LockSet::EXCLUSIVE_WRITE, shown)?;
                 Ok(new(Some(part), storage, replaced))
             }
-            (Err(e), Some(_)) if matches!(e.raw_errno(), Some(libc::EACCES | libc::EROFS)) => {
+            (Err(e), Some(replaced))
+                if matches!(e.raw_errno(), Some(libc::EACCES | libc::EROFS)) =>
+            {
                 // The folder does not take new files, but this one may be written.
                 let storage = FileStorage::open(&path, options)?;
+                // The locks of a creator and of a writer exclude each other.
+                drop(replaced);
+                storage.lock(LockSet::EXCLUSIVE_WRITE, shown)?;
                 storage.set_len(0, crate::storage::Preallocation::Off)?;
                 Ok(new(None, storage, None))
             }
@@ -183,12 +189,17 @@ impl Output {
 
     /// Creates the file to write into, or takes over one that a killed run left behind.
     fn open_part(&self, part: &Path, shown: &str) -> Result<File> {
-        let busy = || {
-            Error::new(
+        let busy = |file: Option<&File>| {
+            let holder = file.map(|f| culprit::holders(f, 0)).unwrap_or_default();
+            let error = Error::new(
                 ErrorKind::Locked,
                 format!("'{}' is being written by another process", part.display()),
             )
-            .at_path(shown)
+            .at_path(shown);
+            match holder.first() {
+                Some(holder) => error.hint(format!("It is {holder}")),
+                None => error,
+            }
         };
         let mut flags = libc::O_CLOEXEC | libc::O_NOFOLLOW;
         if self.cache.direct() {
@@ -207,7 +218,7 @@ impl Output {
                 Err(e) => return Err(Error::io(&e)),
             };
             match file.try_lock() {
-                Err(std::fs::TryLockError::WouldBlock) => return Err(busy()),
+                Err(std::fs::TryLockError::WouldBlock) => return Err(busy(Some(&file))),
                 // No locks on this file system: nothing to go by.
                 Ok(()) | Err(std::fs::TryLockError::Error(_)) => {}
             }
@@ -222,7 +233,7 @@ impl Output {
                 return Ok(file);
             }
         }
-        Err(busy())
+        Err(busy(None))
     }
 
     /// Opens the image that was created in these files, to fill it.

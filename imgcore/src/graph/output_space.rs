@@ -8,6 +8,10 @@ use crate::{Error, Result};
 /// known.
 pub fn free_space(folder: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(folder).ok()?;
+    if stat.blocks() == 0 {
+        // procfs and its like: not a file system that has space.
+        return None;
+    }
     stat.blocks_available().checked_mul(stat.fragment_size())
 }
 

@@ -251,6 +251,25 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Zeroes a range of a block device: whole sectors by the device, what sticks out by writing.
+    fn zero_device(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        let at = |e: Error| e.at_path(&self.name).at_offset(offset);
+        let sector = u64::from(sparse::device_sector(&self.file).map_err(at)?);
+        let end = offset.checked_add(len).ok_or_else(|| at(Error::errno(libc::EFBIG)))?;
+        let (first, last) = (round_up(offset, sector).min(end), round_down(end, sector));
+        if last <= first {
+            return self.write_zero_bytes(offset, len);
+        }
+        if sparse::device_zero(&self.file, first, last - first, mode).map_err(at)? == Outcome::Done
+        {
+            self.after_write()?;
+        } else {
+            self.write_zero_bytes(first, last - first)?;
+        }
+        self.write_zero_bytes(offset, first - offset)?;
+        self.write_zero_bytes(last, end - last)
+    }
+
     /// Whoever opens the file for direct I/O finds out the alignment by reading its first block; on some
     /// network file systems a hole there would answer anything. QEMU allocates it for the same reason.
     fn allocate_first_block(&self, len: u64) -> Result<()> {
@@ -305,10 +324,7 @@ impl Storage for FileStorage {
         }
         let at = |e: Error| e.at_path(&self.name).at_offset(offset);
         if self.device {
-            if sparse::device_zero(&self.file, offset, len).map_err(at)? == Outcome::Done {
-                return self.after_write();
-            }
-            return self.write_zero_bytes(offset, len);
+            return self.zero_device(offset, len, mode);
         }
         let end = offset.checked_add(len).ok_or_else(|| at(Error::errno(libc::EFBIG)))?;
         let old = self.len()?;

@@ -112,7 +112,7 @@ fn human(r: &BenchReport, as_qemu_img: bool) -> String {
             "{} requests/s, {} MiB/s; latency in µs: min {min}, median {median}, 99 % {p99}, max \
              {max}\n",
             per_second(r.requests, r.elapsed),
-            per_second(r.bytes >> 20, r.elapsed),
+            per_second(r.bytes, r.elapsed) >> 20,
         ));
     }
     text

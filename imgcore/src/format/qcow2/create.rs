@@ -14,7 +14,7 @@ use crate::format::{
     Access, CreateContext, CreateOptions, NoGate, OpenContext, OptionKind, OptionSpec,
 };
 use crate::num::{checked_round_up, small};
-use crate::storage::{Preallocation, Storage};
+use crate::storage::{Preallocation, Storage, ZeroMode};
 use crate::{Error, ErrorKind, Result};
 
 pub(super) const fn option(
@@ -333,6 +333,15 @@ fn place_tables(header: &mut Header, l1_entries: u64, file: &dyn Storage) -> Res
     // The last sector of the L1 table is the end of the file; what is missing of its cluster is zero.
     let l1_bytes = crate::num::round_up(l1_entries * 8, 512);
     file.set_len((used - l1_clusters) * cluster + l1_bytes, Preallocation::Off)?;
+    if !file.zero_init() {
+        // A device holds whatever was there: neither the header's cluster nor the L1 table is zero.
+        file.write_zeroes(0, cluster, ZeroMode::MayUnmap)?;
+        file.write_zeroes(
+            (used - l1_clusters) * cluster,
+            l1_clusters * cluster,
+            ZeroMode::MayUnmap,
+        )?;
+    }
     file.write_at(cluster, &table)?;
     file.write_at((1 + table_clusters) * cluster, &counts)
 }

@@ -70,6 +70,8 @@ struct Bench {
     units: Vec<(usize, usize)>,
     /// Units to be made zero.
     zeroes: Vec<(usize, usize)>,
+    /// Units of zero bytes that would have been written as data (`detect-zeroes`).
+    detected: Vec<(usize, usize)>,
     encoder: Option<Box<dyn Encoder>>,
     encoded: Vec<Vec<u8>>,
     places: Places,
@@ -100,6 +102,7 @@ impl Copy<'_> {
             data: Vec::new(),
             units: Vec::new(),
             zeroes: Vec::new(),
+            detected: Vec::new(),
             encoder: self.encode.and_then(|(_, level)| self.target.image().encoder(level)),
             encoded: Vec::new(),
             places: Places::default(),
@@ -205,9 +208,18 @@ impl Copy<'_> {
     /// Reads sector by sector and leaves zeroes where that fails.
     fn salvage(&self, part: &Part, area: &mut [u8]) {
         let walk = &self.spans[part.source].walk;
+        let mut good = true;
         for (i, sector) in area.chunks_mut(SECTOR).enumerate() {
             let skip = len_u64(i * SECTOR);
-            let outcome = walk.image(0).map_or(Ok(()), |top| top.read(part.local + skip, sector));
+            let read = |sector: &mut [u8]| {
+                walk.image(0).map_or(Ok(()), |top| top.read(part.local + skip, sector))
+            };
+            let mut outcome = read(sector);
+            // A failed read-ahead makes the page cache answer once with an error for good sectors too.
+            if outcome.is_err() && good {
+                outcome = read(sector);
+            }
+            good = outcome.is_ok();
             if let Err(e) = outcome {
                 sector.fill(0);
                 self.job.watcher.note(&format!(
@@ -266,13 +278,35 @@ impl Copy<'_> {
         }
     }
 
+    /// Moves the units that hold nothing but zero bytes from `bench.units` to `bench.detected`.
+    fn detect_zeroes(&self, chunk: &Chunk, bench: &mut Bench) {
+        let Bench { buf, units, detected, .. } = bench;
+        detected.clear();
+        let (buf, unit) = (buf.bytes(), small(self.step));
+        let mut left = Vec::with_capacity(units.len());
+        for &(run, len) in units.iter() {
+            let run_end = (run + len).min(small(chunk.len));
+            for start in (run..run_end).step_by(unit.max(SECTOR)) {
+                let end = (start + unit.max(SECTOR)).min(run_end);
+                let zero = is_zero(&buf[start..end]);
+                push(if zero { &mut *detected } else { &mut left }, start, end - start);
+            }
+        }
+        *units = left;
+    }
+
     fn copy_plain(&self, chunk: &Chunk, parts: &[Part], bench: &mut Bench) -> Result<()> {
         self.scan(chunk, parts, bench);
-        if bench.units.is_empty() && bench.zeroes.is_empty() {
+        let detected = self.target.detected_zeroes();
+        if detected.is_some() {
+            self.detect_zeroes(chunk, bench);
+        }
+        let zero_runs = !(bench.zeroes.is_empty() && bench.detected.is_empty());
+        if bench.units.is_empty() && !zero_runs {
             return Ok(());
         }
         let image = self.target.image();
-        if image.granularity().allocation > 1 || !bench.zeroes.is_empty() {
+        if image.granularity().allocation > 1 || zero_runs {
             if !self.turns.wait(chunk.ticket) {
                 return Ok(());
             }
@@ -281,6 +315,12 @@ impl Copy<'_> {
                 .iter()
                 .try_for_each(|&(start, len)| self.zero(chunk.at + len_u64(start), len_u64(len)));
             zeroed?;
+            for &(start, len) in &bench.detected {
+                let at = chunk.at + len_u64(start);
+                let space = detected.unwrap_or(ZeroSpace::Keep);
+                let zeroed = self.target.write_zeroes(at, len_u64(len), space);
+                zeroed.map_err(|e| write_error(at, e))?;
+            }
         }
         if self.step < self.rules.unit && self.rules.unit == image.granularity().allocation {
             return self.copy_subclusters(chunk, bench);

@@ -359,6 +359,8 @@ fn offload_works(options: &ConvertOptions, spans: &[Span<'_>], target: &Node) ->
     match options.offload {
         Offload::Never => false,
         Offload::CopyRange => true,
+        // A shared block is not looked at.
+        Offload::Share if target.detected_zeroes().is_some() => false,
         Offload::Share => spans
             .iter()
             .all(|s| s.walk.image(0).is_some_and(|n| share::can_share(n, folder_of(folder)))),

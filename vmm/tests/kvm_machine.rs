@@ -1,5 +1,5 @@
 //! Whole machines with kernels of our own: ELF with a PVH note, on the host's KVM.
-#![allow(unsafe_code, missing_docs)]
+#![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

@@ -89,11 +89,16 @@ impl Source {
     }
 
     fn explain(&self, e: &std::io::Error, at: u64) -> Error {
-        Error::io(e).context(format!("cannot read '{}'", self.path)).at_path(&self.path).at_offset(at)
+        Error::io(e)
+            .context(format!("cannot read '{}'", self.path))
+            .at_path(&self.path)
+            .at_offset(at)
     }
 
     fn corrupt(&self, at: u64, what: impl Into<String>) -> Error {
-        Error::corrupt(format!("kernel '{}': {}", self.path, what.into())).at_path(&self.path).at_offset(at)
+        Error::corrupt(format!("kernel '{}': {}", self.path, what.into()))
+            .at_path(&self.path)
+            .at_offset(at)
     }
 
     /// Copies part of the file to guest memory.
@@ -103,9 +108,12 @@ impl Source {
         }
         self.file.seek(SeekFrom::Start(at)).map_err(|e| self.explain(&e, at))?;
         memory.read_exact_volatile_from(GuestAddress(to), &mut self.file, index(len)).map_err(|e| {
-            Error::invalid(format!("'{}' does not fit into guest memory at {to:#x}: {e}", self.path))
-                .at_path(&self.path)
-                .hint("Give the guest more memory (-m)")
+            Error::invalid(format!(
+                "'{}' does not fit into guest memory at {to:#x}: {e}",
+                self.path
+            ))
+            .at_path(&self.path)
+            .hint("Give the guest more memory (-m)")
         })
     }
 }
@@ -182,13 +190,26 @@ fn elf(memory: &Memory, source: &mut Source) -> Result<Loaded> {
         return Err(source.corrupt(5, "big-endian ELF"));
     }
     let (machine, phoff, phentsize, phnum) = if wide {
-        (get_le(&ident[18..20]), get_le(&ident[32..40]), get_le(&ident[54..56]), get_le(&ident[56..58]))
+        (
+            get_le(&ident[18..20]),
+            get_le(&ident[32..40]),
+            get_le(&ident[54..56]),
+            get_le(&ident[56..58]),
+        )
     } else {
-        (get_le(&ident[18..20]), get_le(&ident[28..32]), get_le(&ident[42..44]), get_le(&ident[44..46]))
+        (
+            get_le(&ident[18..20]),
+            get_le(&ident[28..32]),
+            get_le(&ident[42..44]),
+            get_le(&ident[44..46]),
+        )
     };
     if machine != 62 && machine != 3 {
-        return Err(Error::unsupported(format!("'{}' is for another processor (ELF machine {machine})", source.path))
-            .at_path(&source.path));
+        return Err(Error::unsupported(format!(
+            "'{}' is for another processor (ELF machine {machine})",
+            source.path
+        ))
+        .at_path(&source.path));
     }
     let least = if wide { 56 } else { 32 };
     if phentsize < least || phnum == 0 {
@@ -202,9 +223,21 @@ fn elf(memory: &Memory, source: &mut Source) -> Result<Loaded> {
             .ok_or_else(|| source.corrupt(32, "program headers beyond the end"))?;
         let h = source.bytes(at, index(least))?;
         let (kind, offset, physical, file_len, memory_len) = if wide {
-            (get_le(&h[0..4]), get_le(&h[8..16]), get_le(&h[24..32]), get_le(&h[32..40]), get_le(&h[40..48]))
+            (
+                get_le(&h[0..4]),
+                get_le(&h[8..16]),
+                get_le(&h[24..32]),
+                get_le(&h[32..40]),
+                get_le(&h[40..48]),
+            )
         } else {
-            (get_le(&h[0..4]), get_le(&h[4..8]), get_le(&h[12..16]), get_le(&h[16..20]), get_le(&h[20..24]))
+            (
+                get_le(&h[0..4]),
+                get_le(&h[4..8]),
+                get_le(&h[12..16]),
+                get_le(&h[16..20]),
+                get_le(&h[20..24]),
+            )
         };
         match kind {
             // PT_LOAD
@@ -254,7 +287,12 @@ fn pvh_entry(notes: &[u8]) -> Option<u64> {
 
 /// Puts the ramdisks one after the other (each at a multiple of four, as the kernel's unpacker wants
 /// archives) as high as possible, so that an unpacking kernel is not in the way.
-pub fn load_initrds(memory: &Memory, size: u64, kernel: &Loaded, paths: &[PathBuf]) -> Result<Initrd> {
+pub fn load_initrds(
+    memory: &Memory,
+    size: u64,
+    kernel: &Loaded,
+    paths: &[PathBuf],
+) -> Result<Initrd> {
     let mut sources = Vec::new();
     let mut total: u64 = 0;
     for path in paths {
@@ -304,8 +342,11 @@ pub fn write_cmdline(memory: &Memory, text: &str) -> Result<usize> {
 /// Writes a table to guest memory.
 pub(super) fn put(memory: &Memory, at: u64, bytes: &[u8]) -> Result<()> {
     memory.write_slice(bytes, GuestAddress(at)).map_err(|e| {
-        Error::invalid(format!("{} bytes at {at:#x} are outside guest memory: {e}", len_u64(bytes.len())))
-            .hint("Give the guest more memory (-m)")
+        Error::invalid(format!(
+            "{} bytes at {at:#x} are outside guest memory: {e}",
+            len_u64(bytes.len())
+        ))
+        .hint("Give the guest more memory (-m)")
     })
 }
 
@@ -420,7 +461,9 @@ mod tests {
             let _ = load(&m, file(&bad).path());
         }
         assert_eq!(pvh_entry(&[0xff; 64]), None);
-        assert!(load(&m, Path::new("/nonexistent")).unwrap_err().to_string().contains("/nonexistent"));
+        assert!(
+            load(&m, Path::new("/nonexistent")).unwrap_err().to_string().contains("/nonexistent")
+        );
     }
 
     #[test]

@@ -5,9 +5,9 @@ use super::e820::Range;
 use super::kernel::{Initrd, Loaded, Protocol, put};
 use super::registers::Entry;
 use super::{ACPI, CMDLINE, ZERO_PAGE};
+use crate::Result;
 use crate::mem::Memory;
 use crate::num::put_le;
-use crate::Result;
 
 /// Writes the boot parameters; returns how the first vCPU begins.
 pub fn prepare(

@@ -68,7 +68,8 @@ impl Tables {
 /// When texts are too long.
 pub fn build(config: &SmbiosConfig, topology: &Topology, memory: u64) -> Result<Vec<u8>> {
     let mut t = Tables::default();
-    let text = |given: &Option<String>, usual: &str| given.clone().unwrap_or_else(|| usual.to_owned());
+    let text =
+        |given: &Option<String>, usual: &str| given.clone().unwrap_or_else(|| usual.to_owned());
     bios(&mut t, config, &text);
     system(&mut t, config, &text);
     chassis(&mut t, config, &text);
@@ -86,8 +87,11 @@ pub fn build(config: &SmbiosConfig, topology: &Topology, memory: u64) -> Result<
     entry_points(&t, &mut all);
     all.extend_from_slice(&t.bytes);
     if all.len() > super::SMBIOS_LEN {
-        return Err(crate::Error::invalid(format!("SMBIOS tables of {} bytes are too large", all.len()))
-            .hint("Shorten the texts of -smbios"));
+        return Err(crate::Error::invalid(format!(
+            "SMBIOS tables of {} bytes are too large",
+            all.len()
+        ))
+        .hint("Shorten the texts of -smbios"));
     }
     Ok(all)
 }
@@ -119,8 +123,8 @@ fn system(t: &mut Tables, config: &SmbiosConfig, text: Text<'_>) {
     // The first three fields of an identity are little-endian (7.2.1).
     let u = config.uuid;
     b[4..20].copy_from_slice(&[
-        u[3], u[2], u[1], u[0], u[5], u[4], u[7], u[6], u[8], u[9], u[10], u[11], u[12], u[13], u[14],
-        u[15],
+        u[3], u[2], u[1], u[0], u[5], u[4], u[7], u[6], u[8], u[9], u[10], u[11], u[12], u[13],
+        u[14], u[15],
     ]);
     // Woken by the power switch.
     b[20] = 6;
@@ -243,7 +247,10 @@ mod tests {
         };
         let topology = Topology { sockets: 2, cpus: 2, max_cpus: 2, ..Topology::default() };
         let all = build(&config, &topology, 6 << 30).unwrap();
-        assert_eq!((checksum(&all[..31]), checksum(&all[16..31]), checksum(&all[32..56])), (0, 0, 0));
+        assert_eq!(
+            (checksum(&all[..31]), checksum(&all[16..31]), checksum(&all[32..56])),
+            (0, 0, 0)
+        );
         let (mut rest, mut kinds) = (&all[64..], Vec::new());
         while !rest.is_empty() {
             let len = usize::from(rest[1]);

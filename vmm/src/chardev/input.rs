@@ -69,7 +69,8 @@ pub struct InputThread {
 }
 
 fn event() -> Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK).map_err(|e| Error::io(&e).context("cannot create an event descriptor"))
+    EventFd::new(libc::EFD_NONBLOCK)
+        .map_err(|e| Error::io(&e).context("cannot create an event descriptor"))
 }
 
 impl InputThread {
@@ -85,7 +86,13 @@ impl InputThread {
         serial.notify_room(Box::new(move || {
             let _ = room.write(1);
         }));
-        let carry = Carry { input: File::from(input), serial, on_key, keys: Keys::default(), waiting: Vec::new() };
+        let carry = Carry {
+            input: File::from(input),
+            serial,
+            on_key,
+            keys: Keys::default(),
+            waiting: Vec::new(),
+        };
         let thread = std::thread::Builder::new()
             .name("serial-input".into())
             .spawn(move || carry.run(&stop_inner, &room_inner))
@@ -114,7 +121,8 @@ struct Carry {
 impl Carry {
     fn run(mut self, stop: &EventFd, room: &EventFd) {
         loop {
-            let listen = if self.waiting.len() < 4096 { PollFlags::POLLIN } else { PollFlags::empty() };
+            let listen =
+                if self.waiting.len() < 4096 { PollFlags::POLLIN } else { PollFlags::empty() };
             let mut set = [
                 PollFd::new(crate::fd::of(stop), PollFlags::POLLIN),
                 PollFd::new(crate::fd::of(room), PollFlags::POLLIN),
@@ -148,7 +156,8 @@ impl Carry {
     /// False at the end of input.
     fn take_input(&mut self, flags: PollFlags) -> bool {
         if !flags.contains(PollFlags::POLLIN) {
-            return !flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL);
+            return !flags
+                .intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL);
         }
         let mut buf = [0; 256];
         let n = match self.input.read(&mut buf) {

@@ -66,7 +66,12 @@ pub fn open(config: &CharConfig, standard: &mut Standard, label: &str) -> Result
                     .hint("Connect one device to stdio, the others elsewhere (-serial null)")
             })?;
             let input = standard.input.take();
-            Ok(Opened { output: Box::new(FdOutput(File::from(output))), input, keys: *keys, note: None })
+            Ok(Opened {
+                output: Box::new(FdOutput(File::from(output))),
+                input,
+                keys: *keys,
+                note: None,
+            })
         }
         CharConfig::File(path) => {
             let shown = path.display().to_string();
@@ -83,7 +88,8 @@ pub fn open(config: &CharConfig, standard: &mut Standard, label: &str) -> Result
 fn pty(label: &str) -> Result<Opened> {
     use nix::fcntl::OFlag;
     use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-    let explain = |e: nix::Error| Error::from(e).context(format!("{label}: cannot make a pseudo terminal"));
+    let explain =
+        |e: nix::Error| Error::from(e).context(format!("{label}: cannot make a pseudo terminal"));
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).map_err(explain)?;
     grantpt(&master).map_err(explain)?;
     unlockpt(&master).map_err(explain)?;
@@ -140,7 +146,8 @@ mod tests {
         let mut o = open(&CharConfig::File(path.clone()), &mut Standard::default(), "s").unwrap();
         o.output.put(b"hello");
         assert_eq!(std::fs::read(&path).unwrap(), b"hello");
-        let missing = open(&CharConfig::File("/nonexistent/x".into()), &mut Standard::default(), "s");
+        let missing =
+            open(&CharConfig::File("/nonexistent/x".into()), &mut Standard::default(), "s");
         assert!(missing.err().unwrap().report().contains("/nonexistent/x"));
         if let Ok(o) = open(&CharConfig::Pty, &mut Standard::default(), "serial0") {
             assert!(o.note.unwrap().contains("/dev/pts/"));

@@ -53,8 +53,10 @@ pub struct Builder {
 impl Builder {
     /// A word that is no option: the first hard disk.
     pub fn positional(&mut self, word: &str) -> Result<()> {
-        Err(Error::unsupported(format!("{word}: a disk without if= is an IDE disk, which is not supported yet"))
-            .hint(format!("Use -drive file={},if=virtio", word.replace(',', ",,"))))
+        Err(Error::unsupported(format!(
+            "{word}: a disk without if= is an IDE disk, which is not supported yet"
+        ))
+        .hint(format!("Use -drive file={},if=virtio", word.replace(',', ",,"))))
     }
 
     /// Everything together.
@@ -66,10 +68,14 @@ impl Builder {
         self.serial();
         self.disks_and_cards()?;
         if self.machine.kernel.kernel.as_os_str().is_empty() {
-            return Err(Error::unsupported("booting from disk, CD or network is not supported yet")
-                .hint("Give a kernel: -kernel bzImage -append 'root=/dev/vda1 console=ttyS0'"));
+            return Err(Error::unsupported(
+                "booting from disk, CD or network is not supported yet",
+            )
+            .hint("Give a kernel: -kernel bzImage -append 'root=/dev/vda1 console=ttyS0'"));
         }
-        if let Some(vcpu) = (self.machine.pin.len() > topology.cpus as usize).then_some(topology.cpus) {
+        if let Some(vcpu) =
+            (self.machine.pin.len() > topology.cpus as usize).then_some(topology.cpus)
+        {
             return Err(Error::invalid(format!("-vcpu-pin: there is no vCPU {vcpu}")));
         }
         Ok(Run { machine: self.machine, pidfile: self.pidfile, warnings: self.warnings })
@@ -94,7 +100,9 @@ impl Builder {
 
     fn disks_and_cards(&mut self) -> Result<()> {
         let mut devices = Vec::new();
-        for (id, nic) in std::mem::take(&mut self.net).finish(&mut self.devices, &mut self.warnings)? {
+        for (id, nic) in
+            std::mem::take(&mut self.net).finish(&mut self.devices, &mut self.warnings)?
+        {
             devices.push(DeviceConfig { id, slot: nic.slot, kind: nic.kind });
         }
         let mut drives = std::mem::take(&mut self.drives);
@@ -104,8 +112,11 @@ impl Builder {
         drives.sort_by_key(|d| d.index);
         for d in drives {
             if d.only_backend {
-                return Err(Error::invalid(format!("-drive id={}: no -device uses it", d.drive.id))
-                    .hint(format!("Add -device virtio-blk-pci,drive={}", d.drive.id)));
+                return Err(Error::invalid(format!(
+                    "-drive id={}: no -device uses it",
+                    d.drive.id
+                ))
+                .hint(format!("Add -device virtio-blk-pci,drive={}", d.drive.id)));
             }
             let kind = DeviceKind::Blk { drive: d.drive.clone(), queues: None };
             devices.push(DeviceConfig { id: d.drive.id, slot: None, kind });

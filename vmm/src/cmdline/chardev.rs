@@ -17,11 +17,16 @@ fn back_end(b: &Builder, text: &str) -> Result<CharConfig> {
         ("file", _) => CharConfig::File(text.trim_start_matches("file:").into()),
         ("chardev", _) => {
             let id = text.trim_start_matches("chardev:");
-            b.chardevs.get(id).cloned().ok_or_else(|| Error::invalid(format!("chardev '{id}' not found")))?
+            b.chardevs
+                .get(id)
+                .cloned()
+                .ok_or_else(|| Error::invalid(format!("chardev '{id}' not found")))?
         }
         ("unix" | "tcp" | "telnet" | "udp" | "pipe" | "vc" | "mon" | "msmouse" | "braille", _) => {
-            return Err(Error::unsupported(format!("character back end '{kind}:' is not supported yet"))
-                .hint("stdio, mon:stdio, pty, file:NAME, null and none are"));
+            return Err(Error::unsupported(format!(
+                "character back end '{kind}:' is not supported yet"
+            ))
+            .hint("stdio, mon:stdio, pty, file:NAME, null and none are"));
         }
         _ => return Err(Error::invalid(format!("'{text}' is not a valid char driver"))),
     })
@@ -51,11 +56,17 @@ pub fn chardev(b: &mut Builder, text: &str) -> Result<()> {
         "pty" => CharConfig::Pty,
         "file" => CharConfig::File(o.need("path")?.into()),
         other => {
-            return Err(Error::unsupported(format!("character back end '{other}' is not supported yet"))
-                .hint("stdio, pty, file and null are"));
+            return Err(Error::unsupported(format!(
+                "character back end '{other}' is not supported yet"
+            ))
+            .hint("stdio, pty, file and null are"));
         }
     };
-    o.finish(&[("logfile", "Leave it out"), ("append", "Leave it out"), ("input-path", "Leave it out")])?;
+    o.finish(&[
+        ("logfile", "Leave it out"),
+        ("append", "Leave it out"),
+        ("input-path", "Leave it out"),
+    ])?;
     if b.chardevs.insert(id.clone(), config).is_some() {
         return Err(Error::invalid(format!("Duplicate ID '{id}' for chardev")));
     }

@@ -50,8 +50,8 @@ fn property(b: &mut Builder, key: &str, value: &str) -> Result<()> {
         "enforce" => b.machine.cpu.enforce = boolean(key, value)?,
         "check" => drop(boolean(key, value)?),
         "kvm" => b.machine.cpu.expose_kvm = boolean(key, value)?,
-        "migratable" | "host-phys-bits" | "pmu" | "hv-passthrough" | "phys-bits" | "level" | "model-id"
-        | "family" | "model" | "stepping" | "vendor" => {
+        "migratable" | "host-phys-bits" | "pmu" | "hv-passthrough" | "phys-bits" | "level"
+        | "model-id" | "family" | "model" | "stepping" | "vendor" => {
             return Err(Error::unsupported(format!("CPU property '{key}' is not supported yet"))
                 .hint("Leave it out; the model's own value is used"));
         }
@@ -65,8 +65,11 @@ fn property(b: &mut Builder, key: &str, value: &str) -> Result<()> {
 
 fn flag_switch(b: &mut Builder, flag: &str, switch: Switch) -> Result<()> {
     if features::find(flag).is_none() {
-        return Err(Error::invalid(format!("Property '{}-x86_64-cpu.{flag}' not found", b.machine.cpu.model))
-            .hint("List the flags with -cpu help"));
+        return Err(Error::invalid(format!(
+            "Property '{}-x86_64-cpu.{flag}' not found",
+            b.machine.cpu.model
+        ))
+        .hint("List the flags with -cpu help"));
     }
     b.machine.cpu.flags.push((flag.to_owned(), switch));
     Ok(())
@@ -116,13 +119,21 @@ pub fn ranges(key: &str, text: &str) -> Result<Vec<u32>> {
     for part in text.split('+') {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
         let bound = |t: &str| {
-            number(key, t).ok().and_then(|n| u32::try_from(n).ok()).filter(|n| *n < 4096).ok_or_else(|| {
-                Error::invalid(format!("Parameter '{key}' expects CPU numbers like 0-3, not '{text}'"))
-            })
+            number(key, t)
+                .ok()
+                .and_then(|n| u32::try_from(n).ok())
+                .filter(|n| *n < 4096)
+                .ok_or_else(|| {
+                    Error::invalid(format!(
+                        "Parameter '{key}' expects CPU numbers like 0-3, not '{text}'"
+                    ))
+                })
         };
         let (from, to) = (bound(from)?, bound(to)?);
         if from > to {
-            return Err(Error::invalid(format!("Parameter '{key}': {from}-{to} is an empty range")));
+            return Err(Error::invalid(format!(
+                "Parameter '{key}': {from}-{to} is an empty range"
+            )));
         }
         all.extend(from..=to);
     }

@@ -89,9 +89,9 @@ pub fn device(b: &mut Builder, text: &str) -> Result<()> {
             mac: o.take("mac").map(|m| mac(&m)).transpose()?,
             netdev: o.need("netdev")?,
         },
-        "virtio-balloon-pci" | "virtio-balloon" => {
-            plain(DeviceKind::Balloon { reporting: o.take_bool("free-page-reporting")?.unwrap_or(false) })
-        }
+        "virtio-balloon-pci" | "virtio-balloon" => plain(DeviceKind::Balloon {
+            reporting: o.take_bool("free-page-reporting")?.unwrap_or(false),
+        }),
         "virtio-rng-pci" | "virtio-rng" => {
             drop(o.take("rng"));
             plain(DeviceKind::Rng)

@@ -68,7 +68,8 @@ pub fn drive(b: &mut Builder, text: &str) -> Result<()> {
     match o.take("aio").as_deref() {
         None | Some("threads") => {}
         Some(aio @ ("native" | "io_uring")) => {
-            b.warnings.push(format!("-drive aio={aio}: requests are carried out by threads for now"));
+            b.warnings
+                .push(format!("-drive aio={aio}: requests are carried out by threads for now"));
         }
         Some(other) => return Err(Error::invalid(format!("invalid aio option '{other}'"))),
     }

@@ -75,9 +75,8 @@ pub fn object(b: &mut Builder, text: &str) -> Result<()> {
                 .hint("memory-backend-ram, -file and -memfd, rng-random and rng-builtin are"));
         }
     };
-    let size = o
-        .take_size("size", 1)?
-        .ok_or_else(|| Error::invalid("Parameter 'size' is missing"))?;
+    let size =
+        o.take_size("size", 1)?.ok_or_else(|| Error::invalid("Parameter 'size' is missing"))?;
     let source = match kind.as_str() {
         "memory-backend-file" => Source::File(o.need("mem-path")?.into()),
         "memory-backend-memfd" => {
@@ -123,7 +122,8 @@ pub fn numa(b: &mut Builder, text: &str) -> Result<()> {
             if id > 127 {
                 return Err(Error::invalid(format!("Max number of NUMA nodes reached: {id}")));
             }
-            let mut node = NodeSpec { mem: o.take_size("mem", MIB)?, memdev: o.take("memdev"), cpus: vec![] };
+            let mut node =
+                NodeSpec { mem: o.take_size("mem", MIB)?, memdev: o.take("memdev"), cpus: vec![] };
             for list in o.take_all("cpus") {
                 node.cpus.extend(ranges("cpus", &list)?);
             }
@@ -139,7 +139,9 @@ pub fn numa(b: &mut Builder, text: &str) -> Result<()> {
             let get = |o: &mut Options, k: &str| o.need(k).and_then(|v| number(k, &v));
             let (src, dst, val) = (get(&mut o, "src")?, get(&mut o, "dst")?, get(&mut o, "val")?);
             let val = u8::try_from(val).ok().filter(|v| *v >= 10).ok_or_else(|| {
-                Error::invalid(format!("NUMA distance ({val}) is invalid, it should be between 10 and 255"))
+                Error::invalid(format!(
+                    "NUMA distance ({val}) is invalid, it should be between 10 and 255"
+                ))
             })?;
             b.memory.distances.push((src, dst, val));
             o.finish(&[])
@@ -208,7 +210,9 @@ impl MemorySpec {
                 (Some(id), _) => self.object(id)?,
                 (None, Some(mem)) => (self.backend(), mem),
                 // Evenly, in pieces of 8 MiB; the last one takes the rest.
-                (None, None) if self.nodes.values().all(|n| n.mem.is_none() && n.memdev.is_none()) => {
+                (None, None)
+                    if self.nodes.values().all(|n| n.mem.is_none() && n.memdev.is_none()) =>
+                {
                     let share = size / count / (8 * MIB) * (8 * MIB);
                     let last = position + 1 == count;
                     (self.backend(), if last { size - share * (count - 1) } else { share })
@@ -233,8 +237,11 @@ impl MemorySpec {
         let mut distances = vec![vec![0; nodes.len()]; nodes.len()];
         for (src, dst, val) in self.distances {
             let place = usize::try_from(src).ok().and_then(|s| distances.get_mut(s));
-            let place = place.and_then(|row| row.get_mut(usize::try_from(dst).unwrap_or(usize::MAX)));
-            *place.ok_or_else(|| Error::invalid(format!("-numa dist: no node {src} or {dst}")))? = val;
+            let place =
+                place.and_then(|row| row.get_mut(usize::try_from(dst).unwrap_or(usize::MAX)));
+            *place
+                .ok_or_else(|| Error::invalid(format!("-numa dist: no node {src} or {dst}")))? =
+                val;
         }
         Ok(MemoryConfig { nodes, numa: true, distances })
     }

@@ -64,7 +64,8 @@ pub fn machine(b: &mut Builder, text: &str) -> Result<()> {
         match kind.as_str() {
             "pc" | "q35" | "microvm" => {}
             k if k.starts_with("pc-") => {
-                b.warnings.push(format!("-M {k}: there is one machine; it is used under that name"));
+                b.warnings
+                    .push(format!("-M {k}: there is one machine; it is used under that name"));
             }
             other => {
                 return Err(Error::invalid(format!("unsupported machine type '{other}'"))
@@ -90,9 +91,12 @@ pub fn machine(b: &mut Builder, text: &str) -> Result<()> {
         }
     }
     // Things that it always has.
-    for present in ["acpi", "pit", "pic", "rtc", "isa-serial", "pcie", "kernel-irqchip", "kernel_irqchip"] {
+    for present in
+        ["acpi", "pit", "pic", "rtc", "isa-serial", "pcie", "kernel-irqchip", "kernel_irqchip"]
+    {
         if !o.take_bool(present)?.unwrap_or(true) {
-            return Err(Error::unsupported(format!("'{present}=off' is not supported yet")).hint("Leave it out"));
+            return Err(Error::unsupported(format!("'{present}=off' is not supported yet"))
+                .hint("Leave it out"));
         }
     }
     o.finish(&[("nvdimm", "Leave it out"), ("hmat", "Leave it out")])
@@ -116,7 +120,8 @@ pub fn display(b: &mut Builder, text: &str) -> Result<()> {
         b.no_display = true;
         return Ok(());
     }
-    Err(Error::unsupported("displays are not supported yet").hint("Use -nographic or -display none"))
+    Err(Error::unsupported("displays are not supported yet")
+        .hint("Use -nographic or -display none"))
 }
 
 /// `-vga`.
@@ -133,7 +138,8 @@ pub fn vnc(b: &mut Builder, text: &str) -> Result<()> {
         b.no_display = true;
         return Ok(());
     }
-    Err(Error::unsupported("VNC is not supported yet").hint("Leave it out; -nographic shows the serial port"))
+    Err(Error::unsupported("VNC is not supported yet")
+        .hint("Leave it out; -nographic shows the serial port"))
 }
 
 /// `-nodefaults`.
@@ -181,7 +187,8 @@ pub fn rtc(b: &mut Builder, text: &str) -> Result<()> {
     match o.take("clock").as_deref() {
         None | Some("host") => {}
         Some(other) => {
-            return Err(Error::unsupported(format!("clock={other} is not supported yet")).hint("Use clock=host"));
+            return Err(Error::unsupported(format!("clock={other} is not supported yet"))
+                .hint("Use clock=host"));
         }
     }
     drop(o.take("driftfix"));
@@ -202,7 +209,8 @@ fn seconds(date: &str) -> Result<i64> {
     };
     let (day, time) = date.split_once('T').unwrap_or((date, "00:00:00"));
     let numbers = |t: &str, sep: char| -> Option<[i64; 3]> {
-        let v: Vec<i64> = t.split(sep).map(str::parse).collect::<std::result::Result<_, _>>().ok()?;
+        let v: Vec<i64> =
+            t.split(sep).map(str::parse).collect::<std::result::Result<_, _>>().ok()?;
         v.try_into().ok()
     };
     let [y, m, d] = numbers(day, '-').ok_or_else(wrong)?;
@@ -242,7 +250,11 @@ pub fn smbios(b: &mut Builder, text: &str) -> Result<()> {
         }
         Some("3") => {
             c.chassis = o.take("manufacturer");
-            o.finish(&[("version", "Leave it out"), ("serial", "Leave it out"), ("asset", "Leave it out")])
+            o.finish(&[
+                ("version", "Leave it out"),
+                ("serial", "Leave it out"),
+                ("asset", "Leave it out"),
+            ])
         }
         Some("11") => {
             c.oem.extend(o.take_all("value"));
@@ -250,14 +262,17 @@ pub fn smbios(b: &mut Builder, text: &str) -> Result<()> {
         }
         Some(other) => Err(Error::unsupported(format!("type={other} is not supported yet"))
             .hint("Types 0, 1, 3 and 11 can be set")),
-        None if o.has("file") => Err(Error::unsupported("file= is not supported yet").hint("Use type=")),
+        None if o.has("file") => {
+            Err(Error::unsupported("file= is not supported yet").hint("Use type="))
+        }
         None => Err(Error::invalid("Parameter 'type' is missing")),
     }
 }
 
 /// `-S`.
 pub fn start_paused(_b: &mut Builder, _text: &str) -> Result<()> {
-    Err(Error::unsupported("without a monitor nobody could let the guest go on").hint("Leave it out"))
+    Err(Error::unsupported("without a monitor nobody could let the guest go on")
+        .hint("Leave it out"))
 }
 
 /// `-overcommit mem-lock=off`.
@@ -265,7 +280,8 @@ pub fn overcommit(_b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, None);
     for key in ["mem-lock", "cpu-pm"] {
         if o.take(key).map(|v| boolean(key, &v)).transpose()?.unwrap_or(false) {
-            return Err(Error::unsupported(format!("{key}=on is not supported yet")).hint(format!("Use {key}=off")));
+            return Err(Error::unsupported(format!("{key}=on is not supported yet"))
+                .hint(format!("Use {key}=off")));
         }
     }
     o.finish(&[])

@@ -71,7 +71,8 @@ pub fn parse<S: AsRef<str>>(args: &[S]) -> Result<Parsed> {
         };
         match option.action {
             Action::Do(act) => {
-                let shown = if value.is_empty() { word.to_owned() } else { format!("{word} {value}") };
+                let shown =
+                    if value.is_empty() { word.to_owned() } else { format!("{word} {value}") };
                 act(&mut builder, value).map_err(|e| prefixed(&shown, &e))?;
             }
             Action::Nothing => {}

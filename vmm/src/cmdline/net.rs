@@ -23,7 +23,10 @@ const TAP_REFUSED: Refusals = &[
     ("vhostforce", "Leave it out"),
     ("fds", "Use fd= and one queue"),
     ("queues", "Leave it out: one pair of queues is used"),
-    ("helper", "Make the tap interface beforehand: ip tuntap add tap0 mode tap; then ifname=tap0,script=no"),
+    (
+        "helper",
+        "Make the tap interface beforehand: ip tuntap add tap0 mode tap; then ifname=tap0,script=no",
+    ),
     ("br", "Join the bridge in the script, or beforehand: ip link set tap0 master br0"),
     ("poll-us", "Leave it out"),
 ];
@@ -121,8 +124,10 @@ fn unsupported(kind: &str) -> Error {
 fn card(o: &mut Options) -> Result<Card> {
     match o.take("model").as_deref() {
         None => {
-            return Err(Error::unsupported("without model= a card is an e1000, which is not supported yet")
-                .hint("Use model=virtio"));
+            return Err(Error::unsupported(
+                "without model= a card is an e1000, which is not supported yet",
+            )
+            .hint("Use model=virtio"));
         }
         Some("virtio" | "virtio-net-pci" | "virtio-net") => {}
         Some(other) => {
@@ -151,7 +156,9 @@ pub fn mac(text: &str) -> Result<[u8; 6]> {
     let parts: Vec<&str> = text.split([':', '-']).collect();
     let bytes: Vec<u8> = parts
         .iter()
-        .map(|p| if p.len() <= 2 { u8::from_str_radix(p, 16).map_err(|_| wrong()) } else { Err(wrong()) })
+        .map(|p| {
+            if p.len() <= 2 { u8::from_str_radix(p, 16).map_err(|_| wrong()) } else { Err(wrong()) }
+        })
         .collect::<Result<_>>()?;
     let mac: [u8; 6] = bytes.try_into().map_err(|_| wrong())?;
     if mac[0] & 1 == 1 {
@@ -167,9 +174,9 @@ pub fn slot(text: &str) -> Result<u8> {
     let hex = |t: &str| u8::from_str_radix(t.trim_start_matches("0x"), 16).ok();
     match (hex(slot), hex(function)) {
         (Some(s), Some(0)) if (1..32).contains(&s) => Ok(s),
-        (Some(_), Some(f)) if f > 0 => {
-            Err(Error::unsupported(format!("addr={text}: functions other than 0 are not supported yet")))
-        }
+        (Some(_), Some(f)) if f > 0 => Err(Error::unsupported(format!(
+            "addr={text}: functions other than 0 are not supported yet"
+        ))),
         _ => Err(Error::invalid(format!("addr={text}: slots are 1 to 1f"))),
     }
 }
@@ -231,24 +238,27 @@ impl NetSpec {
             let number = u8::try_from(all.len()).unwrap_or(u8::MAX);
             let id = card.id.clone().unwrap_or_else(|| format!("net{number}"));
             let tap = match &card.netdev {
-                Some(name) => take(&mut self.named, name)
-                    .ok_or_else(|| Error::invalid(format!("{id}: Property can't find value '{name}'")))?,
-                None => match take(&mut self.old, &card.vlan) {
-                    Some(tap) => tap,
-                    None => {
-                        return Err(Error::unsupported(format!(
+                Some(name) => take(&mut self.named, name).ok_or_else(|| {
+                    Error::invalid(format!("{id}: Property can't find value '{name}'"))
+                })?,
+                None => {
+                    match take(&mut self.old, &card.vlan) {
+                        Some(tap) => tap,
+                        None => {
+                            return Err(Error::unsupported(format!(
                             "card {id} on vlan {} has no back end of its own",
                             card.vlan
                         ))
                         .hint(format!("Add -net tap,vlan={}; several cards on one vlan are not supported yet", card.vlan)));
+                        }
                     }
-                },
+                }
             };
             // QEMU's usual addresses.
             let mac = card.mac.unwrap_or([0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(number)]);
             all.push((id, Nic { slot: card.slot, kind: DeviceKind::Net { mac, tap } }));
         }
-        for (vlan, _) in self.old {
+        if let Some((vlan, _)) = self.old.first() {
             return Err(Error::invalid(format!("-net tap: no card is on vlan {vlan}"))
                 .hint(format!("Add -net nic,model=virtio,vlan={vlan}")));
         }

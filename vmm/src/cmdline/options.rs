@@ -77,10 +77,15 @@ impl Options {
     /// Refuses what does not work yet, then what nobody knows.
     pub fn finish(self, refusals: Refusals) -> Result<()> {
         let Some(item) = self.items.first() else { return Ok(()) };
-        if let Some((name, why)) = refusals.iter().find(|(name, _)| *name == item.key || prefix(name, &item.key)) {
+        if let Some((name, why)) =
+            refusals.iter().find(|(name, _)| *name == item.key || prefix(name, &item.key))
+        {
             let shown = if prefix(name, &item.key) { &item.key } else { *name };
-            return Err(Error::unsupported(format!("parameter '{shown}={}' is not supported yet", item.value))
-                .hint(*why));
+            return Err(Error::unsupported(format!(
+                "parameter '{shown}={}' is not supported yet",
+                item.value
+            ))
+            .hint(*why));
         }
         Err(Error::invalid(format!("Invalid parameter '{}'", item.key)))
     }
@@ -111,7 +116,9 @@ pub fn number(key: &str, value: &str) -> Result<u64> {
 
 /// A size; digits alone count in `unit`.
 pub fn size_in(key: &str, value: &str, unit: u64) -> Result<u64> {
-    let wrong = || Error::invalid(format!("Parameter '{key}' expects a size, like 512M or 2G, not '{value}'"));
+    let wrong = || {
+        Error::invalid(format!("Parameter '{key}' expects a size, like 512M or 2G, not '{value}'"))
+    };
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         return value.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(wrong);
     }

@@ -39,11 +39,20 @@ pub struct Opt {
     pub help: &'static str,
 }
 
-const fn run(name: &'static str, arg: &'static str, act: fn(&mut Builder, &str) -> Result<()>, help: &'static str) -> Opt {
+const fn run(
+    name: &'static str,
+    arg: &'static str,
+    act: fn(&mut Builder, &str) -> Result<()>,
+    help: &'static str,
+) -> Opt {
     Opt { name, arg: Arg::Needed(arg), action: Action::Do(act), help }
 }
 
-const fn flag(name: &'static str, act: fn(&mut Builder, &str) -> Result<()>, help: &'static str) -> Opt {
+const fn flag(
+    name: &'static str,
+    act: fn(&mut Builder, &str) -> Result<()>,
+    help: &'static str,
+) -> Opt {
     Opt { name, arg: Arg::None, action: Action::Do(act), help }
 }
 
@@ -74,11 +83,21 @@ pub static TABLE: &[Opt] = &[
     flag("help", misc::help, "display this help and exit"),
     flag("h", misc::help, ""),
     flag("version", misc::version, "display version information and exit"),
-    run("machine", "[type=]name[,prop=value...]", misc::machine, "select the machine (help for a list)"),
+    run(
+        "machine",
+        "[type=]name[,prop=value...]",
+        misc::machine,
+        "select the machine (help for a list)",
+    ),
     run("M", "name", misc::machine, "the same"),
     run("accel", "kvm", misc::accel, "select the accelerator"),
     run("cpu", "model[,+flag,-flag]", cpu::cpu, "select CPU ('-cpu help' for a list)"),
-    run("smp", "n[,maxcpus=][,sockets=][,cores=][,threads=]", cpu::smp, "set the number of CPUs and their topology"),
+    run(
+        "smp",
+        "n[,maxcpus=][,sockets=][,cores=][,threads=]",
+        cpu::smp,
+        "set the number of CPUs and their topology",
+    ),
     run("vcpu-pin", "vcpu=n,cpus=a-b+c", cpu::pin, "run a vCPU on these host CPUs only"),
     run("overcommit", "mem-lock=off", misc::overcommit, "host resources"),
     run("numa", "node,...|dist,...", memory::numa, "NUMA nodes and distances"),
@@ -95,7 +114,12 @@ pub static TABLE: &[Opt] = &[
     run("netdev", "tap,id=name[,...]", net::netdev, "network back ends by name"),
     run("nic", "tap|none[,...]", net::nic, "a card and its back end at once"),
     run("chardev", "backend,id=name[,...]", chardev::chardev, "character back ends by name"),
-    run("serial", "stdio|mon:stdio|pty|file:name|null|none", chardev::serial, "connect a serial port"),
+    run(
+        "serial",
+        "stdio|mon:stdio|pty|file:name|null|none",
+        chardev::serial,
+        "connect a serial port",
+    ),
     run("debugcon", "back end", chardev::debugcon, "debug port 0xe9"),
     run("monitor", "none", chardev::monitor, "the monitor"),
     flag("nographic", chardev::nographic, "serial port on stdio, no display"),
@@ -130,7 +154,10 @@ pub static TABLE: &[Opt] = &[
     warned("ctrl-grab", "there is no window"),
     warned("no-quit", "there is no window"),
     warned("full-screen", "there is no window"),
-    not_yet_flag("no-acpi", "Leave it out; on the kernel's command line acpi=off has the same effect"),
+    not_yet_flag(
+        "no-acpi",
+        "Leave it out; on the kernel's command line acpi=off has the same effect",
+    ),
     not_yet("hda", USE_VIRTIO),
     not_yet("hdb", USE_VIRTIO),
     not_yet("hdc", USE_VIRTIO),
@@ -144,7 +171,10 @@ pub static TABLE: &[Opt] = &[
     not_yet("bios", "Use -kernel; there is no firmware yet"),
     not_yet("hdachs", "Leave it out; disks have no geometry any more"),
     not_yet("blockdev", "Use -drive if=none,id=... and -device virtio-blk-pci,drive=..."),
-    not_yet_flag("snapshot", "Make an overlay: rimg create -f qcow2 -b IMAGE -F FORMAT overlay.qcow2"),
+    not_yet_flag(
+        "snapshot",
+        "Make an overlay: rimg create -f qcow2 -b IMAGE -F FORMAT overlay.qcow2",
+    ),
     not_yet("qmp", NO_MONITOR),
     not_yet("mon", NO_MONITOR),
     not_yet("redir", "Use -netdev tap; user networking is not there yet"),
@@ -203,8 +233,11 @@ pub fn find(name: &str) -> Result<&'static Opt> {
     if let Some(o) = TABLE.iter().find(|o| o.name == name) {
         return Ok(o);
     }
-    let all: Vec<&'static Opt> =
-        if name.len() < 3 { Vec::new() } else { TABLE.iter().filter(|o| o.name.starts_with(name)).collect() };
+    let all: Vec<&'static Opt> = if name.len() < 3 {
+        Vec::new()
+    } else {
+        TABLE.iter().filter(|o| o.name.starts_with(name)).collect()
+    };
     match all.as_slice() {
         [one] => Ok(one),
         [] => Err(Error::invalid(format!("-{name}: invalid option")).hint("See rkvm -help")),

@@ -56,13 +56,17 @@ fn processors() {
     assert_eq!(r.machine.pin, [vec![], vec![0, 1, 3]]);
     assert!(refused("-kernel k -vcpu-pin vcpu=1,cpus=0").contains("no vCPU"));
     assert!(refused("-kernel k -cpu host,+nope").contains("nope"));
-    assert!(matches!(parse(&["-cpu", "?"]).unwrap(), Parsed::Show(t) if t.contains("Nehalem") && !t.contains("  base ")));
+    assert!(
+        matches!(parse(&["-cpu", "?"]).unwrap(), Parsed::Show(t) if t.contains("Nehalem") && !t.contains("  base "))
+    );
     assert!(matches!(parse(&["-M", "?"]).unwrap(), Parsed::Show(_)));
 }
 
 #[test]
 fn disks() {
-    let r = run("-kernel k -drive file=my,,file.img,if=virtio,media=disk,cache=writethrough,format=qcow2,serial=x -drive file=b,if=virtio,index=0,readonly=on");
+    let r = run(
+        "-kernel k -drive file=my,,file.img,if=virtio,media=disk,cache=writethrough,format=qcow2,serial=x -drive file=b,if=virtio,index=0,readonly=on",
+    );
     let drives: Vec<_> = r
         .machine
         .devices
@@ -74,7 +78,9 @@ fn disks() {
         .collect();
     assert_eq!(drives[0].file, "my,file.img");
     assert!(drives[1].read_only);
-    let r = run("-kernel k -drive file=a,if=none,id=d0 -device virtio-blk-pci,drive=d0,num-queues=2,addr=0x5");
+    let r = run(
+        "-kernel k -drive file=a,if=none,id=d0 -device virtio-blk-pci,drive=d0,num-queues=2,addr=0x5",
+    );
     assert_eq!(r.machine.devices[0].slot, Some(5));
     for (line, what) in [
         ("-kernel k -drive file=a", "if=ide is not supported yet"),
@@ -98,14 +104,23 @@ fn networks_by_vlan_and_by_name() {
             .devices
             .iter()
             .filter_map(|d| match &d.kind {
-                DeviceKind::Net { mac, tap } => Some((*mac, tap.ifname.clone(), tap.script.clone())),
+                DeviceKind::Net { mac, tap } => {
+                    Some((*mac, tap.ifname.clone(), tap.script.clone()))
+                }
                 _ => None,
             })
             .collect::<Vec<_>>()
     };
-    let r = run("-kernel k -net nic,vlan=0,macaddr=52:54:00:12:34:01,model=virtio -net tap,vlan=0,ifname=tap0");
-    assert_eq!(net(&r), [([0x52, 0x54, 0, 0x12, 0x34, 1], "tap0".into(), Some("/etc/qemu-ifup".into()))]);
-    let r = run("-kernel k -netdev tap,id=n0,ifname=t0,script=no,downscript=no -device virtio-net-pci,netdev=n0,mac=52:54:00:00:00:09,bus=pci.0,addr=0x3");
+    let r = run(
+        "-kernel k -net nic,vlan=0,macaddr=52:54:00:12:34:01,model=virtio -net tap,vlan=0,ifname=tap0",
+    );
+    assert_eq!(
+        net(&r),
+        [([0x52, 0x54, 0, 0x12, 0x34, 1], "tap0".into(), Some("/etc/qemu-ifup".into()))]
+    );
+    let r = run(
+        "-kernel k -netdev tap,id=n0,ifname=t0,script=no,downscript=no -device virtio-net-pci,netdev=n0,mac=52:54:00:00:00:09,bus=pci.0,addr=0x3",
+    );
     assert_eq!(net(&r), [([0x52, 0x54, 0, 0, 0, 9], "t0".into(), None)]);
     let r = run("-kernel k -nic tap,model=virtio,ifname=t1,script=no");
     assert_eq!(net(&r)[0].1, "t1");
@@ -130,11 +145,15 @@ fn consoles_and_the_rest() {
     assert_eq!(r.machine.on_reset, OnReset::End);
     assert_eq!(r.machine.devices.len(), 1);
     assert_eq!(run("-kernel k -nogr").machine.serial.len(), 1, "the beginning of a name is enough");
-    let r = run("-kernel k -initrd a,,b,c -uuid 00112233-4455-6677-8899-aabbccddeeff -rtc base=2006-06-17T16:01:21");
+    let r = run(
+        "-kernel k -initrd a,,b,c -uuid 00112233-4455-6677-8899-aabbccddeeff -rtc base=2006-06-17T16:01:21",
+    );
     assert_eq!(r.machine.kernel.initrds, [PathBuf::from("a,b"), "c".into()]);
     assert_eq!(r.machine.smbios.uuid[15], 0xff);
     assert_eq!(r.machine.rtc, crate::machine::config::RtcBase::Date(1_150_560_081));
-    let r = run("-enable-kvm -M pc-1.0 -kernel k -device pvpanic -device isa-debug-exit,iobase=0xf4,iosize=0x04");
+    let r = run(
+        "-enable-kvm -M pc-1.0 -kernel k -device pvpanic -device isa-debug-exit,iobase=0xf4,iosize=0x04",
+    );
     assert_eq!((r.machine.pvpanic, r.machine.debug_exit), (true, Some(0xf4)));
 }
 

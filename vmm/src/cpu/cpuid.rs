@@ -97,7 +97,8 @@ pub fn build(config: &CpuConfig, host: &CpuId) -> Result<Template> {
         *word &= supported[i];
     }
     if config.enforce && !warnings.is_empty() {
-        return Err(Error::unsupported(warnings.join("; ")).hint("Leave out enforce, or those flags (-flag)"));
+        return Err(Error::unsupported(warnings.join("; "))
+            .hint("Leave out enforce, or those flags (-flag)"));
     }
     for name in ALWAYS {
         if let Some((word, mask)) = features::find(name) {
@@ -163,7 +164,11 @@ fn dress_up(entries: &mut Vec<kvm_cpuid_entry2>, model: &Model) {
     let mut brand = [0; 48];
     let n = model.title.len().min(47);
     brand[..n].copy_from_slice(&model.title.as_bytes()[..n]);
-    let old = !model.words().iter().zip(WORDS).any(|(v, w)| w.leaf >= 0xd && w.leaf < 0x4000_0000 && *v != 0);
+    let old = !model
+        .words()
+        .iter()
+        .zip(WORDS)
+        .any(|(v, w)| w.leaf >= 0xd && w.leaf < 0x4000_0000 && *v != 0);
     for e in entries.iter_mut() {
         match e.function {
             0 | 0x8000_0000 => {
@@ -217,7 +222,8 @@ impl Template {
                 }
                 0x8000_0008 => {
                     let bits = topology.package_bits();
-                    e.ecx = if logical > 1 { (bits & 15) << 12 | (logical - 1).min(255) } else { 0 };
+                    e.ecx =
+                        if logical > 1 { (bits & 15) << 12 | (logical - 1).min(255) } else { 0 };
                 }
                 0x8000_001d => {
                     let sharing = if (e.eax >> 5) & 7 >= 3 { logical } else { topology.threads };
@@ -236,8 +242,12 @@ impl Template {
         if let Some(e) = entries.iter_mut().find(|e| e.function == 0) {
             e.eax = e.eax.clamp(0xb, 0x1e);
         }
-        CpuId::from_entries(&entries)
-            .map_err(|e| Error::invalid(format!("{} leaves of CPUID are too many: {e:?}", len_u64(entries.len()))))
+        CpuId::from_entries(&entries).map_err(|e| {
+            Error::invalid(format!(
+                "{} leaves of CPUID are too many: {e:?}",
+                len_u64(entries.len())
+            ))
+        })
     }
 }
 
@@ -284,9 +294,22 @@ mod tests {
             ..Default::default()
         };
         let leaves = [
-            (0, 0), (1, 0), (4, 0), (7, 0), (0xb, 0), (0xd, 0), (0xd, 1), (0x4000_0000, 0),
-            (0x4000_0001, 0), (0x8000_0000, 0), (0x8000_0001, 0), (0x8000_0002, 0), (0x8000_0003, 0),
-            (0x8000_0004, 0), (0x8000_0008, 0), (0x8000_001e, 0),
+            (0, 0),
+            (1, 0),
+            (4, 0),
+            (7, 0),
+            (0xb, 0),
+            (0xd, 0),
+            (0xd, 1),
+            (0x4000_0000, 0),
+            (0x4000_0001, 0),
+            (0x8000_0000, 0),
+            (0x8000_0001, 0),
+            (0x8000_0002, 0),
+            (0x8000_0003, 0),
+            (0x8000_0004, 0),
+            (0x8000_0008, 0),
+            (0x8000_001e, 0),
         ];
         CpuId::from_entries(&leaves.map(|(f, i)| entry(f, i))).unwrap()
     }
@@ -305,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_model_shows_its_own_features_only() {
-        let t = build(&config("qemu64", &[("vmx", Switch::On), ("sse3", Switch::Off)]), &host()).unwrap();
+        let t = build(&config("qemu64", &[("vmx", Switch::On), ("sse3", Switch::Off)]), &host())
+            .unwrap();
         assert!(t.warnings.is_empty(), "{:?}", t.warnings);
         let c = t.for_vcpu(0, &Topology::default()).unwrap();
         let one = leaf(&c, 1, 0);

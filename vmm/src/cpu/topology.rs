@@ -62,7 +62,11 @@ impl Wanted {
             }
         }
         let threads = self.threads.unwrap_or(1);
-        let said = self.sockets.unwrap_or(1).saturating_mul(self.cores.unwrap_or(1)).saturating_mul(threads);
+        let said = self
+            .sockets
+            .unwrap_or(1)
+            .saturating_mul(self.cores.unwrap_or(1))
+            .saturating_mul(threads);
         let cpus = self.cpus.or(self.max_cpus).unwrap_or(said);
         let max_cpus = self.max_cpus.unwrap_or(cpus);
         if max_cpus < cpus {
@@ -152,7 +156,13 @@ mod tests {
 
     fn wanted(cpus: u32, s: u32, c: u32, t: u32) -> Wanted {
         let some = |v: u32| (v != 0).then_some(v);
-        Wanted { cpus: some(cpus), max_cpus: None, sockets: some(s), cores: some(c), threads: some(t) }
+        Wanted {
+            cpus: some(cpus),
+            max_cpus: None,
+            sockets: some(s),
+            cores: some(c),
+            threads: some(t),
+        }
     }
 
     #[test]

@@ -104,7 +104,8 @@ impl Device for AcpiPm {
         let shifted = |register: u16, at: u64| {
             let mut bytes = register.to_le_bytes();
             for (i, b) in (offset..).zip(data) {
-                if let Some(slot) = i.checked_sub(at).and_then(|i| bytes.get_mut(crate::num::index(i)))
+                if let Some(slot) =
+                    i.checked_sub(at).and_then(|i| bytes.get_mut(crate::num::index(i)))
                 {
                     *slot = *b;
                 }
@@ -221,6 +222,10 @@ mod tests {
     fn reset_register() {
         assert_eq!(ResetRegister.write(0, &[RESET_VALUE]), Effect::Reset);
         assert_eq!(ResetRegister.write(0, &[2]), Effect::None);
-        assert_eq!(ResetRegister.write(0, &[4, 0, 0, 0]), Effect::None, "that is port 0xcf8's width");
+        assert_eq!(
+            ResetRegister.write(0, &[4, 0, 0, 0]),
+            Effect::None,
+            "that is port 0xcf8's width"
+        );
     }
 }

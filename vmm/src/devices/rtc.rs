@@ -92,7 +92,8 @@ impl State {
     }
 
     fn decode(&self, value: u8) -> i64 {
-        let v = if self.ram[REG_B] & B_BINARY != 0 { value } else { (value >> 4) * 10 + (value & 15) };
+        let v =
+            if self.ram[REG_B] & B_BINARY != 0 { value } else { (value >> 4) * 10 + (value & 15) };
         v.into()
     }
 
@@ -237,7 +238,9 @@ impl Rtc {
         let mut state = self.lock();
         let now = self.seconds(&state);
         match state.index {
-            i @ (0 | 2 | 4 | 6..=9) => state.frozen.unwrap_or_else(|| state.time_registers(now).0)[i],
+            i @ (0 | 2 | 4 | 6..=9) => {
+                state.frozen.unwrap_or_else(|| state.time_registers(now).0)[i]
+            }
             CENTURY if state.frozen.is_none() => state.time_registers(now).1,
             REG_A => {
                 // The update cycle takes the last 244 microseconds of a second.

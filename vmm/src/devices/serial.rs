@@ -87,7 +87,11 @@ impl State {
         } else if self.ier & IER_RDA != 0 && !self.received.is_empty() {
             // Below the trigger level the data are announced by the time-out of the FIFO, which here
             // has always passed.
-            if self.fcr & 1 != 0 && self.received.len() < self.trigger() { IIR_TIMEOUT } else { IIR_RDA }
+            if self.fcr & 1 != 0 && self.received.len() < self.trigger() {
+                IIR_TIMEOUT
+            } else {
+                IIR_RDA
+            }
         } else if self.ier & IER_THRE != 0 && self.thre_pending {
             IIR_THRE
         } else if self.ier & IER_MSI != 0 && self.msr & 0xf != 0 {
@@ -267,8 +271,7 @@ impl Device for Serial {
         let drained = before > 0 && state.received.is_empty();
         self.update(&state);
         drop(state);
-        if drained
-            && let Some(call) = &*self.on_room.lock().unwrap_or_else(PoisonError::into_inner)
+        if drained && let Some(call) = &*self.on_room.lock().unwrap_or_else(PoisonError::into_inner)
         {
             call();
         }

@@ -83,7 +83,8 @@ impl VcpuBaseline {
         vcpu.set_sregs(&sregs)?;
         vcpu.set_lapic(&self.lapic)?;
         vcpu.fd.set_vcpu_events(&self.events).map_err(failed("cannot reset a vCPU's events"))?;
-        let debug = kvm_bindings::kvm_debugregs { dr6: 0xffff_0ff0, dr7: 0x400, ..Default::default() };
+        let debug =
+            kvm_bindings::kvm_debugregs { dr6: 0xffff_0ff0, dr7: 0x400, ..Default::default() };
         vcpu.fd.set_debug_regs(&debug).map_err(failed("cannot reset a vCPU's debug registers"))
     }
 }

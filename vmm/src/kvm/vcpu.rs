@@ -1,8 +1,8 @@
 //! One virtual processor, and why it came back.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs,
-    kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_fpu,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -163,7 +163,9 @@ impl Vcpu {
 
     /// Sets CPUID. Before the vCPU first runs.
     pub fn set_cpuid(&self, cpuid: &CpuId) -> Result<()> {
-        self.fd.set_cpuid2(cpuid).map_err(|e| failed(format!("cannot set CPUID of vCPU {}", self.id))(e))
+        self.fd
+            .set_cpuid2(cpuid)
+            .map_err(|e| failed(format!("cannot set CPUID of vCPU {}", self.id))(e))
     }
 
     /// CPUID as the guest sees it.
@@ -207,7 +209,8 @@ impl Vcpu {
             .collect();
         let msrs = Msrs::from_entries(&entries)
             .map_err(|e| Error::invalid(format!("list of model-specific registers: {e:?}")))?;
-        let done = self.fd.set_msrs(&msrs).map_err(failed("cannot set model-specific registers"))?;
+        let done =
+            self.fd.set_msrs(&msrs).map_err(failed("cannot set model-specific registers"))?;
         match values.get(done) {
             None => Ok(()),
             Some((index, value)) => Err(Error::unsupported(format!(

@@ -95,7 +95,11 @@ impl Vm {
             // SAFETY: the range is a mapping owned by `memory`, which `self.memory` keeps alive until
             // the VM file descriptor is closed (fields drop in order: `fd` first).
             unsafe { self.fd.set_user_memory_region(slot) }.map_err(|e| {
-                failed(format!("cannot map {:#x} bytes of guest memory at {:#x}", region.len(), start.0))(e)
+                failed(format!(
+                    "cannot map {:#x} bytes of guest memory at {:#x}",
+                    region.len(),
+                    start.0
+                ))(e)
             })?;
         }
         Ok(())
@@ -152,7 +156,9 @@ impl Vm {
             Doorbell::PortValue(p, v) => {
                 self.fd.register_ioevent(event, &IoEventAddress::Pio(p.into()), v)
             }
-            Doorbell::Mmio(a) => self.fd.register_ioevent(event, &IoEventAddress::Mmio(a), NoDatamatch),
+            Doorbell::Mmio(a) => {
+                self.fd.register_ioevent(event, &IoEventAddress::Mmio(a), NoDatamatch)
+            }
         };
         result.map_err(|e| failed(format!("cannot attach an ioeventfd ({bell:?})"))(e))
     }

@@ -10,6 +10,7 @@ use super::config::{DeviceConfig, DeviceKind, Drive, MachineConfig, RtcBase, Tap
 use crate::block::BlockBackend;
 use crate::bus::Device;
 use crate::chardev::{self, Opened, Standard};
+use crate::devices::Lifecycle;
 use crate::devices::acpi_pm::{self, AcpiPm};
 use crate::devices::debug_exit::{self, DebugExit};
 use crate::devices::debug_port::DebugPort;
@@ -17,7 +18,6 @@ use crate::devices::i8042::{self, I8042};
 use crate::devices::pvpanic::{self, PvPanic};
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::{PORTS, Serial};
-use crate::devices::Lifecycle;
 use crate::irq::{Line, SharedLine};
 use crate::kvm::Vm;
 use crate::kvm::routes::Routes;
@@ -120,11 +120,15 @@ impl Workshop<'_> {
 
     fn serial(&mut self, parts: &mut Parts) -> Result<()> {
         if self.config.serial.len() > PORTS.len() {
-            return Err(Error::invalid(format!("{} serial ports: at most 4 are possible", self.config.serial.len())));
+            return Err(Error::invalid(format!(
+                "{} serial ports: at most 4 are possible",
+                self.config.serial.len()
+            )));
         }
         for (i, (config, (base, irq))) in self.config.serial.iter().zip(PORTS).enumerate() {
             let name = format!("serial{i}");
-            let Opened { output, input, keys, note } = chardev::open(config, &mut self.standard, &name)?;
+            let Opened { output, input, keys, note } =
+                chardev::open(config, &mut self.standard, &name)?;
             parts.notes.extend(note);
             let serial = Arc::new(Serial::new(self.pin(irq), output));
             self.port(&name, base, 8, serial.clone())?;
@@ -150,9 +154,8 @@ impl Workshop<'_> {
     }
 
     fn pci(&mut self, parts: &mut Parts) -> Result<()> {
-        let lines: Vec<SharedLine> = (0..routing::COUNT)
-            .map(|i| SharedLine::new(self.pin(routing::FIRST + i)))
-            .collect();
+        let lines: Vec<SharedLine> =
+            (0..routing::COUNT).map(|i| SharedLine::new(self.pin(routing::FIRST + i))).collect();
         let routes = Routes::new(self.vm.clone());
         for device in &self.config.devices {
             let virtio = self.virtio(device, parts)?;
@@ -177,7 +180,11 @@ impl Workshop<'_> {
         self.root.assign(self.buses, layout::pci64(self.config.memory.size()))
     }
 
-    fn virtio(&mut self, device: &DeviceConfig, parts: &mut Parts) -> Result<Arc<dyn VirtioDevice>> {
+    fn virtio(
+        &mut self,
+        device: &DeviceConfig,
+        parts: &mut Parts,
+    ) -> Result<Arc<dyn VirtioDevice>> {
         Ok(match &device.kind {
             DeviceKind::Blk { drive, queues } => {
                 let usual = u16::try_from(self.config.topology.cpus).unwrap_or(1).min(16);
@@ -299,7 +306,11 @@ fn local_offset(seconds: u64) -> i64 {
     // SAFETY: all bits zero are a valid `tm`; `localtime_r` fills it in and keeps no pointer.
     unsafe {
         let mut parts: libc::tm = std::mem::zeroed();
-        if libc::localtime_r(&raw const time, &raw mut parts).is_null() { 0 } else { parts.tm_gmtoff }
+        if libc::localtime_r(&raw const time, &raw mut parts).is_null() {
+            0
+        } else {
+            parts.tm_gmtoff
+        }
     }
 }
 

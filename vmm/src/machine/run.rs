@@ -159,7 +159,8 @@ impl Machine {
             let Some(input) = port.input.take() else { continue };
             let on_key = port.keys.then(|| {
                 let (handle, notice) = (Handle(self.sender.clone()), notice.clone());
-                let call: Box<dyn Fn(Key) + Send> = Box::new(move |key| press(key, &handle, &notice));
+                let call: Box<dyn Fn(Key) + Send> =
+                    Box::new(move |key| press(key, &handle, &notice));
                 call
             });
             self.inputs.push(InputThread::start(input, port.serial.clone(), on_key)?);
@@ -271,8 +272,12 @@ impl Machine {
     }
 }
 
+/// IA32_MTRR_DEF_TYPE: on, write-back wherever nothing else is said. Firmware would do that.
+const MTRR_DEFAULT: (u32, u64) = (0x2ff, 1 << 11 | 6);
+
 /// The first vCPU begins at the entry, the others wait for it.
 fn start_state(vcpu: &Vcpu, index: u32, entry: Entry) -> Result<()> {
+    vcpu.set_msrs(&[MTRR_DEFAULT])?;
     if index == 0 {
         registers::apply(vcpu, entry)?;
         vcpu.set_start(Start::AtOnce)
@@ -288,10 +293,10 @@ fn press(key: Key, handle: &Handle, notice: &Mutex<Notice>) {
             say("rkvm: Terminated");
             handle.send(Command::Quit);
         }
-        Key::Help => say(
-            "C-a h    print this help\r\nC-a x    exit\r\nC-a s    wait for the disks\r\n\
-             C-a b    send break (magic sysrq)\r\nC-a C-a  sends C-a",
-        ),
+        Key::Help => {
+            say("C-a h    print this help\r\nC-a x    exit\r\nC-a s    wait for the disks\r\n\
+             C-a b    send break (magic sysrq)\r\nC-a C-a  sends C-a");
+        }
         Key::Flush => handle.send(Command::Flush),
         Key::Monitor => say("rkvm: there is no monitor yet; Ctrl-a x ends the guest"),
         Key::Timestamps => say("rkvm: time stamps are not supported yet"),

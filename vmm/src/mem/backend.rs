@@ -110,8 +110,10 @@ fn open_file(path: &Path, size: u64, backend: &Backend) -> Result<Backing> {
     if meta.file_type().is_file() && meta.len() < size {
         file.set_len(size).map_err(|e| says(e, "cannot size the file"))?;
     } else if !meta.file_type().is_file() && !meta.file_type().is_char_device() {
-        return Err(Error::invalid("guest memory must lie in a file, a folder or a character device")
-            .at_path(&shown));
+        return Err(Error::invalid(
+            "guest memory must lie in a file, a folder or a character device",
+        )
+        .at_path(&shown));
     }
     Ok(Backing { file, page })
 }
@@ -158,13 +160,16 @@ fn map(backend: &Backend, file: Option<&Backing>, piece: Piece) -> Result<Region
     }
     let mapping = builder.with_mmap_flags(flags).build().map_err(|e| {
         Error::errno(libc::ENOMEM)
-            .context(format!("cannot map {} MiB for guest memory '{}' ({e})", piece.len >> 20, backend.id))
+            .context(format!(
+                "cannot map {} MiB for guest memory '{}' ({e})",
+                piece.len >> 20,
+                backend.id
+            ))
             .hint(memory_hint(page, piece.len))
     })?;
     advise(backend, mapping.as_ptr(), len, page, piece.len)?;
-    Region::new(mapping, GuestAddress(piece.guest)).ok_or_else(|| {
-        Error::invalid(format!("guest memory at {:#x} does not fit", piece.guest))
-    })
+    Region::new(mapping, GuestAddress(piece.guest))
+        .ok_or_else(|| Error::invalid(format!("guest memory at {:#x} does not fit", piece.guest)))
 }
 
 fn advise(backend: &Backend, at: *mut u8, len: usize, page: u64, wanted: u64) -> Result<()> {
@@ -189,7 +194,11 @@ fn advise(backend: &Backend, at: *mut u8, len: usize, page: u64, wanted: u64) ->
     if backend.prealloc {
         populate(address.cast(), len, page).map_err(|e| {
             Error::from(e)
-                .context(format!("cannot allocate {} MiB for guest memory '{}'", wanted >> 20, backend.id))
+                .context(format!(
+                    "cannot allocate {} MiB for guest memory '{}'",
+                    wanted >> 20,
+                    backend.id
+                ))
                 .hint(memory_hint(page, wanted))
         })?;
     }
@@ -221,7 +230,10 @@ fn populate(at: std::ptr::NonNull<u8>, len: usize, page: u64) -> std::result::Re
 
 fn memory_hint(page: u64, wanted: u64) -> String {
     if page == PAGE {
-        return format!("Free memory on the host, or give the guest less than {} MiB (-m)", wanted >> 20);
+        return format!(
+            "Free memory on the host, or give the guest less than {} MiB (-m)",
+            wanted >> 20
+        );
     }
     let kib = page >> 10;
     format!(

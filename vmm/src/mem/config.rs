@@ -140,14 +140,17 @@ impl MemoryConfig {
                 ))
                 .hint(format!("Correct cpus= of NUMA node {i}, or raise -smp")));
             }
-            let twice = self.nodes[..i].iter().find_map(|n| n.cpus.iter().find(|c| node.cpus.contains(c)));
+            let twice =
+                self.nodes[..i].iter().find_map(|n| n.cpus.iter().find(|c| node.cpus.contains(c)));
             if let Some(cpu) = twice {
                 return Err(Error::invalid(format!("CPU {cpu} is in two NUMA nodes")));
             }
         }
         for i in 0..self.nodes.len() {
             if self.distance(i, i) != 10 {
-                return Err(Error::invalid(format!("distance of NUMA node {i} to itself is not 10")));
+                return Err(Error::invalid(format!(
+                    "distance of NUMA node {i} to itself is not 10"
+                )));
             }
         }
         Ok(())

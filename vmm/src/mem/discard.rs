@@ -48,7 +48,9 @@ mod tests {
             discard(&m, GuestAddress(0x2000), 4096).unwrap();
             let get = |at| m.read_obj::<u8>(GuestAddress(at)).unwrap();
             assert_eq!((get(0x1000), get(0x2000), get(0x3000)), (7, 0, 7));
-            for (at, len) in [(0x2001, 4096), (0x2000, 100), (1 << 20, 4096), (0xff000, 8192), (0, 0)] {
+            for (at, len) in
+                [(0x2001, 4096), (0x2000, 100), (1 << 20, 4096), (0xff000, 8192), (0, 0)]
+            {
                 assert!(discard(&m, GuestAddress(at), len).is_err());
             }
         }

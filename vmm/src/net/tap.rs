@@ -100,7 +100,12 @@ impl Tap {
         let bytes: Vec<u8> =
             request.ifr_name.iter().map(|c| c.to_ne_bytes()[0]).take_while(|b| *b != 0).collect();
         let vnet_hdr = flags & IFF_VNET_HDR != 0;
-        Ok(Tap { file, name: String::from_utf8_lossy(&bytes).into_owned(), vnet_hdr, header_len: 10 })
+        Ok(Tap {
+            file,
+            name: String::from_utf8_lossy(&bytes).into_owned(),
+            vnet_hdr,
+            header_len: 10,
+        })
     }
 
     /// The interface's name, which the kernel may have chosen.
@@ -190,7 +195,8 @@ impl NetBackend for Tap {
             return Ok(());
         }
         let len = libc::c_int::from(header_len);
-        let bit = |feature: u32, flag: libc::c_ulong| if offloads >> feature & 1 == 1 { flag } else { 0 };
+        let bit =
+            |feature: u32, flag: libc::c_ulong| if offloads >> feature & 1 == 1 { flag } else { 0 };
         let mut flags = bit(1, TUN_F_CSUM);
         if flags != 0 {
             flags |= bit(7, TUN_F_TSO4) | bit(8, TUN_F_TSO6) | bit(9, TUN_F_TSO_ECN);
@@ -206,7 +212,11 @@ impl NetBackend for Tap {
 
     fn offloads(&self) -> u64 {
         // CSUM, GUEST_CSUM, GUEST_TSO4/6, GUEST_ECN, HOST_TSO4/6, HOST_ECN.
-        if self.vnet_hdr { 1 | 2 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13 } else { 0 }
+        if self.vnet_hdr {
+            1 | 2 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13
+        } else {
+            0
+        }
     }
 
     fn reopen(&self) -> std::io::Result<Box<dyn NetBackend>> {

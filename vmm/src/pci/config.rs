@@ -132,7 +132,11 @@ impl ConfigSpace {
             *w = *mask;
         }
         // Of the last one (or of the header) to this one.
-        let link = if self.last_capability == CAPABILITIES { CAPABILITIES } else { self.last_capability + 1 };
+        let link = if self.last_capability == CAPABILITIES {
+            CAPABILITIES
+        } else {
+            self.last_capability + 1
+        };
         self.bytes[link] = low8(crate::num::len_u64(at));
         self.bytes[STATUS] |= 0x10;
         self.last_capability = at;
@@ -159,7 +163,9 @@ impl ConfigSpace {
 
     /// Sets bytes that the guest may not write.
     pub fn set(&mut self, offset: usize, data: &[u8]) {
-        if let Some(b) = offset.checked_add(data.len()).and_then(|end| self.bytes.get_mut(offset..end)) {
+        if let Some(b) =
+            offset.checked_add(data.len()).and_then(|end| self.bytes.get_mut(offset..end))
+        {
             b.copy_from_slice(data);
         }
     }
@@ -246,7 +252,7 @@ impl ConfigSpace {
 
 /// The first address at or after `at` where `len` bytes (a power of two) may lie.
 pub fn next_place(at: u64, len: u64) -> u64 {
-    crate::num::align_up(at, len.max(1 << 12).min(1 << 40))
+    crate::num::align_up(at, len.clamp(1 << 12, 1 << 40))
 }
 
 /// As an index for arrays of BARs.
@@ -259,7 +265,12 @@ mod tests {
     use super::*;
 
     fn space() -> ConfigSpace {
-        ConfigSpace::new(&Identity { vendor: 0x1af4, device: 0x1042, pin: 1, ..Identity::default() })
+        ConfigSpace::new(&Identity {
+            vendor: 0x1af4,
+            device: 0x1042,
+            pin: 1,
+            ..Identity::default()
+        })
     }
 
     #[test]

@@ -64,9 +64,9 @@ impl Root {
     /// The lowest free slot.
     pub fn free_slot(&self) -> Result<u8> {
         let state = self.lock();
-        (1..32).find(|slot| !state.functions.contains_key(&(slot << 3))).ok_or_else(|| {
-            Error::invalid("no free PCI slot: 31 devices are the most")
-        })
+        (1..32)
+            .find(|slot| !state.functions.contains_key(&(slot << 3)))
+            .ok_or_else(|| Error::invalid("no free PCI slot: 31 devices are the most"))
     }
 
     /// Puts a function into a slot.
@@ -251,7 +251,11 @@ impl Device for Ecam {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Effect {
-        if offset >> 20 == 0 { self.0.config_write(low8(offset >> 12), offset, data) } else { Effect::None }
+        if offset >> 20 == 0 {
+            self.0.config_write(low8(offset >> 12), offset, data)
+        } else {
+            Effect::None
+        }
     }
 }
 
@@ -312,7 +316,11 @@ mod tests {
             self.0.lock().unwrap().read(offset, data);
         }
         fn config_write(&self, offset: u16, data: &[u8]) -> Effect {
-            if self.0.lock().unwrap().write(offset, data).layout { Effect::Layout } else { Effect::None }
+            if self.0.lock().unwrap().write(offset, data).layout {
+                Effect::Layout
+            } else {
+                Effect::None
+            }
         }
         fn bars(&self) -> Vec<Placed> {
             self.0.lock().unwrap().bars()
@@ -329,7 +337,8 @@ mod tests {
     }
 
     fn card() -> Arc<Card> {
-        let mut c = ConfigSpace::new(&Identity { vendor: 0x1234, device: 0x5678, ..Identity::default() });
+        let mut c =
+            ConfigSpace::new(&Identity { vendor: 0x1234, device: 0x5678, ..Identity::default() });
         c.add_bar(0, BarKind::Io, 64).unwrap();
         c.add_bar(2, BarKind::Memory64, 0x4000).unwrap();
         Arc::new(Card(Mutex::new(c), Mutex::default()))

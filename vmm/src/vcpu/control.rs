@@ -37,7 +37,11 @@ impl Control {
     /// For `count` vCPUs, all paused.
     pub fn new(count: usize) -> Arc<Self> {
         Arc::new(Control {
-            inner: Mutex::new(Inner { wish: Wish::Pause, epoch: 0, doing: vec![Wish::Pause; count] }),
+            inner: Mutex::new(Inner {
+                wish: Wish::Pause,
+                epoch: 0,
+                doing: vec![Wish::Pause; count],
+            }),
             changed: Condvar::new(),
             kicks: (0..count).map(|_| Kick::new()).collect(),
         })
@@ -82,11 +86,8 @@ impl Control {
                 return true;
             }
             let Some(left) = end.checked_duration_since(Instant::now()) else { return false };
-            inner = self
-                .changed
-                .wait_timeout(inner, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            inner =
+                self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

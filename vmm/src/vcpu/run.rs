@@ -168,7 +168,8 @@ impl Group {
 
     /// Thread numbers, for `info cpus` and for those who pin threads themselves.
     pub fn thread_ids(&self) -> Vec<Option<i32>> {
-        let read = |m: &Member| m.tid.lock().unwrap_or_else(PoisonError::into_inner).map(Pid::as_raw);
+        let read =
+            |m: &Member| m.tid.lock().unwrap_or_else(PoisonError::into_inner).map(Pid::as_raw);
         self.members.iter().map(read).collect()
     }
 

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::chain::Span;
-use super::{ActiveQueue, Activation, Broken, Chain, Kind, VirtioDevice, Work};
+use super::{Activation, ActiveQueue, Broken, Chain, Kind, VirtioDevice, Work};
 use crate::irq::Message;
 use crate::mem::Memory;
 use crate::mem::discard::discard;

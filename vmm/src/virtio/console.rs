@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{ActiveQueue, Activation, Broken, Kind, VirtioDevice, Work};
+use super::{Activation, ActiveQueue, Broken, Kind, VirtioDevice, Work};
 use crate::devices::Output;
 use crate::irq::Message;
 use crate::mem::Memory;
@@ -72,7 +72,12 @@ impl VirtioDevice for Console {
     fn activate(&self, mut activation: Activation) -> Result<Vec<Box<dyn Work>>> {
         let mut take = |i: usize| activation.queues.get_mut(i).and_then(Option::take);
         let (rx, tx) = (take(0), take(1));
-        Ok(vec![Box::new(ConsoleWork { shared: self.0.clone(), rx, tx, memory: activation.memory })])
+        Ok(vec![Box::new(ConsoleWork {
+            shared: self.0.clone(),
+            rx,
+            tx,
+            memory: activation.memory,
+        })])
     }
 }
 

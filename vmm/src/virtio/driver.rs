@@ -165,7 +165,11 @@ impl Driver {
         let used = Self::rings(q)[2];
         let end = Instant::now() + Duration::from_secs(10);
         while self.memory.read_obj::<u16>(GuestAddress(used + 2)).unwrap() == self.used[q] {
-            assert!(Instant::now() < end, "a request does not come back; status {:#x}", self.get(20, 1));
+            assert!(
+                Instant::now() < end,
+                "a request does not come back; status {:#x}",
+                self.get(20, 1)
+            );
             std::thread::sleep(Duration::from_micros(50));
         }
         let entry = used + 4 + 8 * u64::from(self.used[q] % SIZE);

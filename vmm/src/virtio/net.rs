@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{ActiveQueue, Activation, Broken, Chain, Kind, VirtioDevice, Work, feature};
+use super::{Activation, ActiveQueue, Broken, Chain, Kind, VirtioDevice, Work, feature};
 use crate::Result;
 use crate::mem::Memory;
 use crate::net::NetBackend;
@@ -45,7 +45,13 @@ impl Net {
     /// A card in front of `backend`.
     pub fn new(config: NetConfig, backend: Box<dyn NetBackend>) -> Self {
         let offloads = backend.offloads();
-        Net { config, backend: Mutex::new(backend), offloads, link: Arc::new(Mutex::new(true)), changed: Mutex::default() }
+        Net {
+            config,
+            backend: Mutex::new(backend),
+            offloads,
+            link: Arc::new(Mutex::new(true)),
+            changed: Mutex::default(),
+        }
     }
 
     /// Plugs the cable in, or pulls it out (`set_link`).
@@ -81,7 +87,8 @@ impl VirtioDevice for Net {
         let header = if long { 12 } else { 10 };
         let mut backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner).reopen()?;
         backend.configure(header, features & GUEST_OFFLOADS)?;
-        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some(activation.config_changed);
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(activation.config_changed);
         let mut take = |i: usize| activation.queues.get_mut(i).and_then(Option::take);
         let (Some(rx), Some(tx)) = (take(0), take(1)) else { return Ok(Vec::new()) };
         Ok(vec![Box::new(NetWork {

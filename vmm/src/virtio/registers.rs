@@ -73,7 +73,11 @@ impl QueueSetup {
         q.try_set_used_ring_address(used).map_err(|e| wrong(format!("{used:?}: {e}")))?;
         q.set_event_idx(features & feature::EVENT_IDX != 0);
         q.set_ready(true);
-        if q.is_valid(memory) { Ok(q) } else { Err(wrong(format!("rings {:x?} are outside guest memory", self.rings))) }
+        if q.is_valid(memory) {
+            Ok(q)
+        } else {
+            Err(wrong(format!("rings {:x?} are outside guest memory", self.rings)))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ActiveQueue, Activation, Broken, Chain, Kind, VirtioDevice, Work};
+use super::{Activation, ActiveQueue, Broken, Chain, Kind, VirtioDevice, Work};
 use crate::Result;
 use crate::mem::Memory;
 use crate::num::index;
@@ -30,7 +30,10 @@ impl VirtioDevice for Rng {
     fn activate(&self, mut activation: Activation) -> Result<Vec<Box<dyn Work>>> {
         let memory = activation.memory;
         let queue = activation.queues.first_mut().and_then(Option::take);
-        Ok(queue.map(|queue| -> Box<dyn Work> { Box::new(RngQueue { queue, memory }) }).into_iter().collect())
+        Ok(queue
+            .map(|queue| -> Box<dyn Work> { Box::new(RngQueue { queue, memory }) })
+            .into_iter()
+            .collect())
     }
 }
 

@@ -61,7 +61,10 @@ fn balloon_drops_pages_and_tells_sizes() {
         [0x300u32, 0x301, u32::MAX].iter().flat_map(|n| n.to_le_bytes()).collect();
     d.add(0, &[Buffer::Read(&numbers)]);
     d.wait(0);
-    assert_eq!((d.bytes(0x30_0000, 1), d.bytes(0x30_1000, 1), d.bytes(0x30_2000, 1)), (vec![0], vec![0], vec![9]));
+    assert_eq!(
+        (d.bytes(0x30_0000, 1), d.bytes(0x30_1000, 1), d.bytes(0x30_2000, 1)),
+        (vec![0], vec![0], vec![9])
+    );
     d.add(1, &[Buffer::Read(&numbers[..4])]);
     d.wait(1);
     // Free page reporting: the buffer itself is dropped.

@@ -42,8 +42,12 @@ pub struct Worker {
 impl Worker {
     /// Starts. `broken` is called from the thread when the work cannot go on; the thread then waits to be
     /// stopped.
-    pub fn start(mut work: Box<dyn Work>, broken: impl Fn(&Broken) + Send + 'static) -> Result<Self> {
-        let no_event = |e: std::io::Error| Error::io(&e).context("cannot create an event descriptor");
+    pub fn start(
+        mut work: Box<dyn Work>,
+        broken: impl Fn(&Broken) + Send + 'static,
+    ) -> Result<Self> {
+        let no_event =
+            |e: std::io::Error| Error::io(&e).context("cannot create an event descriptor");
         let stop = EventFd::new(libc::EFD_NONBLOCK).map_err(no_event)?;
         let inner = stop.try_clone().map_err(no_event)?;
         let thread = std::thread::Builder::new()
@@ -92,8 +96,10 @@ fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken>
             Err(e) => return Err(Broken(format!("cannot wait for events: {e}"))),
             Ok(_) => {}
         }
-        let fired: Vec<bool> =
-            set.iter().map(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN))).collect();
+        let fired: Vec<bool> = set
+            .iter()
+            .map(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)))
+            .collect();
         // A source that only has an error or is hung up would keep poll from waiting.
         let dead = set.iter().skip(1).any(|p| {
             p.revents().is_some_and(|r| r.contains(PollFlags::POLLNVAL) || r == PollFlags::POLLERR)

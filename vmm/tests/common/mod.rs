@@ -1,21 +1,21 @@
 //! What tests with guests of our own share: code assembled into the test, and a small machine around it.
-#![allow(dead_code, unsafe_code, missing_docs)]
+#![allow(dead_code, unsafe_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
+use vmm::Error;
 use vmm::boot::registers::{self, Entry};
 use vmm::bus::Effect;
+use vmm::devices::Captured;
 use vmm::devices::debug_exit::DebugExit;
 use vmm::devices::debug_port::DebugPort;
-use vmm::devices::Captured;
 use vmm::kvm::vm::SlotKind;
 use vmm::kvm::{System, Vm};
 use vmm::mem::{Backend, Memory, MemoryConfig};
 use vmm::vcpu::{Buses, EffectSink, Group, VcpuSettings};
-use vmm::Error;
 
 /// Where guests' code lies.
 pub const CODE: u64 = 0x1000;
@@ -104,8 +104,7 @@ impl Bench {
             vcpus.push(vcpu);
         }
         let (tx, events) = channel();
-        let sink =
-            Arc::new(Sink { events: Mutex::new(tx), control: Mutex::default() });
+        let sink = Arc::new(Sink { events: Mutex::new(tx), control: Mutex::default() });
         let as_sink: Arc<dyn EffectSink> = sink.clone();
         let group = Group::start(vcpus, &buses, &as_sink, &VcpuSettings::default()).unwrap();
         *sink.control.lock().unwrap() = Some(group.control().clone());

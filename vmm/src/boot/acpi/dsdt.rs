@@ -17,7 +17,8 @@ pub fn aml(machine: &Description<'_>) -> Vec<u8> {
     let mut out = Vec::new();
     // Soft off: SLP_TYP of both control blocks.
     let (s5, zero) = (acpi_pm::S5, 0u8);
-    Name::new(Path::new("_S5_"), &Package::new(vec![&s5, &s5, &zero, &zero])).to_aml_bytes(&mut out);
+    Name::new(Path::new("_S5_"), &Package::new(vec![&s5, &s5, &zero, &zero]))
+        .to_aml_bytes(&mut out);
     let mut inside = Vec::new();
     pci(machine, &mut inside);
     board(&mut inside);
@@ -146,10 +147,7 @@ fn pvpanic(port: u16, out: &mut Vec<u8>) {
 fn processor(index: u32, out: &mut Vec<u8>) {
     Device::new(
         Path::new(&format!("C{:03X}", low16(index.into()) & 0xfff)),
-        vec![
-            &Name::new(Path::new("_HID"), &"ACPI0007"),
-            &Name::new(Path::new("_UID"), &index),
-        ],
+        vec![&Name::new(Path::new("_HID"), &"ACPI0007"), &Name::new(Path::new("_UID"), &index)],
     )
     .to_aml_bytes(out);
 }

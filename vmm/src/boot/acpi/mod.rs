@@ -158,8 +158,10 @@ mod tests {
         let all = tables();
         assert!(all.starts_with(b"RSD PTR "));
         assert_eq!((checksum(&all[..20]), checksum(&all[..36])), (0, 0));
-        let names: Vec<_> =
-            every_table(&all).iter().map(|t| String::from_utf8_lossy(&t[..4]).into_owned()).collect();
+        let names: Vec<_> = every_table(&all)
+            .iter()
+            .map(|t| String::from_utf8_lossy(&t[..4]).into_owned())
+            .collect();
         assert_eq!(names, ["XSDT", "FACP", "APIC", "MCFG", "SRAT", "SLIT", "DSDT"]);
         for t in every_table(&all) {
             assert_eq!(checksum(t), 0);
@@ -179,7 +181,8 @@ mod tests {
             let name = String::from_utf8_lossy(&t[..4]).to_lowercase();
             std::fs::write(folder.path().join(format!("{name}.aml")), t).unwrap();
             let run = |args: &[&str]| {
-                let out = Command::new("iasl").args(args).current_dir(folder.path()).output().unwrap();
+                let out =
+                    Command::new("iasl").args(args).current_dir(folder.path()).output().unwrap();
                 let text = format!(
                     "{}{}",
                     String::from_utf8_lossy(&out.stdout),

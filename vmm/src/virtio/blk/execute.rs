@@ -49,9 +49,9 @@ impl Executor {
             Err(Malformed::Unsupported) => Done { status: UNSUPPORTED, written: 0 },
         };
         let at = chain.writable_len() - 1;
-        chain
-            .write(memory, at, &[done.status])
-            .map_err(|_| Broken("the status of a block request lies outside guest memory".into()))?;
+        chain.write(memory, at, &[done.status]).map_err(|_| {
+            Broken("the status of a block request lies outside guest memory".into())
+        })?;
         // Drivers expect the status to be covered whenever data were written in full.
         Ok(low32((done.written + 1).min(u64::from(u32::MAX))))
     }
@@ -99,7 +99,8 @@ impl Executor {
         while done < len {
             let n = self.buffer(len - done);
             let buf = &mut self.bounce[..n];
-            if self.backend.read(at + done, buf).is_err() || chain.write(memory, done, buf).is_err() {
+            if self.backend.read(at + done, buf).is_err() || chain.write(memory, done, buf).is_err()
+            {
                 return false;
             }
             done += len_u64(n);
@@ -113,7 +114,9 @@ impl Executor {
             let n = self.buffer(len - done);
             let buf = &mut self.bounce[..n];
             // Data begin behind the header.
-            if chain.read(memory, 16 + done, buf).is_err() || self.backend.write(at + done, buf).is_err() {
+            if chain.read(memory, 16 + done, buf).is_err()
+                || self.backend.write(at + done, buf).is_err()
+            {
                 return false;
             }
             done += len_u64(n);

@@ -12,7 +12,7 @@ pub mod request;
 
 use std::sync::Arc;
 
-use super::{ActiveQueue, Activation, Broken, Kind, VirtioDevice, Work};
+use super::{Activation, ActiveQueue, Broken, Kind, VirtioDevice, Work};
 use crate::Result;
 use crate::block::BlockBackend;
 use crate::mem::Memory;

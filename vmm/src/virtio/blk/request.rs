@@ -77,7 +77,11 @@ pub fn parse(memory: &Memory, chain: &Chain, disk_len: u64) -> Result<Request, M
     let range = |len: u64| {
         let at = sector.checked_mul(SECTOR).ok_or(Malformed::Error)?;
         let end = at.checked_add(len).ok_or(Malformed::Error)?;
-        if !len.is_multiple_of(SECTOR) || end > disk_len { Err(Malformed::Error) } else { Ok((at, len)) }
+        if !len.is_multiple_of(SECTOR) || end > disk_len {
+            Err(Malformed::Error)
+        } else {
+            Ok((at, len))
+        }
     };
     match kind {
         0 => range(room).map(|(at, len)| Request::Read { at, len }),
@@ -114,7 +118,11 @@ fn segments(
             let len = count * SECTOR;
             let fits = count <= super::MAX_SEGMENT_SECTORS
                 && at.checked_add(len).is_some_and(|end| end <= disk_len);
-            if fits { Ok(Segment { at, len, unmap: given & 1 != 0 }) } else { Err(Malformed::Error) }
+            if fits {
+                Ok(Segment { at, len, unmap: given & 1 != 0 })
+            } else {
+                Err(Malformed::Error)
+            }
         })
         .collect()
 }

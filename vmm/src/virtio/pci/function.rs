@@ -23,7 +23,7 @@ use crate::pci::msix::{self, Msix};
 use crate::pci::{BarKind, ConfigSpace, Function, Identity, Placed};
 use crate::virtio::registers::{Registers, status};
 use crate::virtio::worker::{Work, Worker};
-use crate::virtio::{ActiveQueue, Activation, VirtioDevice, feature};
+use crate::virtio::{Activation, ActiveQueue, VirtioDevice, feature};
 use crate::{Error, Result};
 
 /// Lets KVM ring doorbells by itself.
@@ -176,7 +176,11 @@ impl VirtioPci {
             }
             let queue = setup.build(&self.settings.memory, r.accepted)?;
             let bell = bell.try_clone().map_err(|e| Error::io(&e))?;
-            queues.push(Some(ActiveQueue::new(queue, bell, self.interrupts.of_queue(setup.vector))));
+            queues.push(Some(ActiveQueue::new(
+                queue,
+                bell,
+                self.interrupts.of_queue(setup.vector),
+            )));
         }
         let work = self.device.activate(Activation {
             memory: self.settings.memory.clone(),

@@ -24,6 +24,8 @@ pub mod worker;
 #[cfg(test)]
 pub(crate) mod driver;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

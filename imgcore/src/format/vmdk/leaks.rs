@@ -127,7 +127,7 @@ enum Identity {
 
 impl Identity {
     fn of(storage: &dyn Storage) -> Result<Identity> {
-        let whole = storage.whole().unwrap_or(storage);
+        let whole = storage.whole().map_or(storage, |(file, _)| file);
         let Some(file) = whole.as_file() else {
             return Ok(Identity::Name(whole.name().to_owned()));
         };

@@ -304,7 +304,7 @@ fn any_crash_leaves_whole_grains() {
                             }
                         }
                         leaks += verify(
-                            file,
+                            &file,
                             &states,
                             &format!("round {round}, subset before {number}"),
                         );

@@ -5,7 +5,7 @@
 
 use crate::corpus::{Corpus, Row};
 use crate::process::{End, Invocation, Outcome};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// No command may take longer.
@@ -67,9 +67,13 @@ pub fn challenge(
     row: &Row,
     dir: &Path,
 ) -> Result<Vec<String>, String> {
+    // Images that reach outside their folder must find something harmless there, whoever runs.
+    let (outside, dir) = (dir, &dir.join("images"));
+    std::fs::create_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     corpus.unpack(row, dir)?;
     let name = row.name();
     close_the_cycle(dir, name)?;
+    let decoy = Decoy::place(outside, &dir.join(name))?;
     let format: Vec<&str> = row.driver().map(|driver| vec!["-f", driver]).unwrap_or_default();
     let mut complaints = Vec::new();
     let mut run = |words: &[&str]| -> Option<End> {
@@ -119,6 +123,7 @@ pub fn challenge(
         }
         _ => None,
     };
+    complaints.extend(decoy.complaint());
     complaints.extend(fault.map(|fault| format!("{fault}; the manifest says: {}", row.note)));
     Ok(complaints)
 }
@@ -143,6 +148,44 @@ fn unbounded(command: &str, outcome: &Outcome) -> Vec<String> {
         found.push(format!("{command}: {} MiB of memory", outcome.cost.peak_rss >> 20));
     }
     found
+}
+
+/// A file outside the image's folder that must stay as it is. Images of the corpus name `/etc/passwd`;
+/// the copies name the decoy instead, so that no mistake of a program under test can do harm.
+struct Decoy {
+    path: PathBuf,
+}
+
+impl Decoy {
+    const NAMED: &[u8] = b"/etc/passwd";
+    const INSTEAD: &[u8] = b"../passwd00";
+    const CONTENT: &[u8] = b"root:x:0:0::/root:/bin/sh\n";
+
+    fn place(outside: &Path, image: &Path) -> Result<Self, String> {
+        let path = outside.join("passwd00");
+        let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+        std::fs::write(&path, Self::CONTENT).map_err(failed)?;
+        let mut bytes = std::fs::read(image).map_err(failed)?;
+        let len = Self::NAMED.len();
+        let places: Vec<usize> = bytes
+            .windows(len)
+            .enumerate()
+            .filter(|(_, w)| *w == Self::NAMED)
+            .map(|(at, _)| at)
+            .collect();
+        for &at in &places {
+            bytes[at..at + len].copy_from_slice(Self::INSTEAD);
+        }
+        if !places.is_empty() {
+            std::fs::write(image, bytes).map_err(failed)?;
+        }
+        Ok(Decoy { path })
+    }
+
+    fn complaint(&self) -> Option<String> {
+        let same = std::fs::read(&self.path).is_ok_and(|now| now == Self::CONTENT);
+        (!same).then(|| "a file outside the image's folder was written".to_owned())
+    }
 }
 
 /// The corpus holds one half of a cycle `a -> b -> a`; makes the other.

@@ -45,12 +45,7 @@ fn hostile_images_are_refused_within_bounds() {
     };
     let rows: Vec<&Row> =
         corpus.rows.iter().filter(|row| row.is_hostile() && !row.is_part()).filter(ours).collect();
-    let passwd = std::fs::read("/etc/passwd").unwrap();
     each(&rows, |row, dir| hostile::challenge(&rimg, &corpus, row, &dir));
-    assert!(
-        std::fs::read("/etc/passwd").unwrap() == passwd,
-        "an image has had a foreign file written"
-    );
 }
 
 fn convert_all(corpus: &Corpus) {

@@ -1,7 +1,7 @@
 //! Fake hosts for tests. The shapes are written by hand after the kernel's documentation of each file
 //! (Documentation/ABI, proc(5), filesystems/proc.rst) and after listings of such hosts; numbers are round on
 //! purpose. `testdata/trees` holds collected ones.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 

@@ -32,6 +32,7 @@ pub mod info;
 pub mod options;
 pub mod qcow2;
 pub mod raw;
+pub mod vmdk;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -238,6 +239,18 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Refuses a file below that is not the one this image was made on (VMDK's content ids). Called
+    /// before bytes of `below` are used; cheap once it said yes.
+    fn check_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+
+    /// Records that `below`, which changed with this image's knowledge (a commit into it), is still the
+    /// file that this image is made on.
+    fn adopt_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the bytes at `at` are; looks at no more than `len` (> 0) bytes. `at + len` must lie
     /// inside the disk.
     fn map(&self, at: GuestOffset, len: u64) -> Result<Extent>;
@@ -396,6 +409,10 @@ pub struct BitmapInfo {
 
 /// Persistent dirty bitmaps.
 pub trait BitmapStore {
+    /// Whether this image can hold any (an old version of the format may not).
+    fn can_store(&self) -> bool {
+        true
+    }
     /// All, in the order of the directory.
     fn list(&self) -> Result<Vec<BitmapInfo>>;
     /// Adds an empty one; `granularity` 0 chooses QEMU's default.
@@ -526,6 +543,8 @@ pub struct MeasureSource<'a> {
     pub virtual_size: u64,
     /// Calls back with each run of bytes that must be stored, ascending.
     pub data_runs: &'a mut dyn FnMut(RunSink<'_>) -> Result<()>,
+    /// There is a source, and not only a size.
+    pub from_image: bool,
     /// Bitmaps of the source: granularity of each, and name length.
     pub bitmaps: Option<Vec<(u64, usize)>>,
 }
@@ -554,6 +573,12 @@ pub trait Driver: Sync {
     /// Whether images can be created.
     fn can_create(&self) -> bool {
         true
+    }
+
+    /// Whether a wish for compressed data is taken although only some images of the format can store
+    /// any; the others store plainly then.
+    fn may_compress(&self) -> bool {
+        false
     }
 
     /// Whether images can have a file below.
@@ -586,7 +611,7 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver, &qcow2::Qcow2Driver]
+    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver]
 }
 
 /// The driver of that name.

@@ -85,14 +85,20 @@ impl Driver for RawDriver {
     }
 
     fn create(&self, cx: &CreateContext<'_>) -> Result<()> {
-        let how = preallocation(cx.options, &[Preallocation::Falloc, Preallocation::Full])?;
+        let how = super::options::preallocation(
+            cx.options,
+            &[Preallocation::Falloc, Preallocation::Full],
+        )?;
         let storage = cx.files.main()?;
         let size = checked_round_up(cx.size, SECTOR)
             .filter(|&s| i64::try_from(s).is_ok())
             .ok_or_else(|| Error::errno(libc::EFBIG))?;
         if storage.limits().block_device {
             if storage.len()? < size {
-                return Err(Error::errno(libc::ENOSPC));
+                let have = storage.len()?;
+                return Err(Error::errno(libc::ENOSPC)
+                    .context(format!("the device has {have} bytes, the image needs {size}"))
+                    .hint("choose a larger device; qcow2 or compression may need less"));
             }
             return Ok(());
         }
@@ -103,26 +109,6 @@ impl Driver for RawDriver {
         let size = crate::num::round_up(source.virtual_size, SECTOR);
         Ok(Measurement { required: size, fully_allocated: size, bitmaps: None })
     }
-}
-
-/// The `preallocation` option; only the `allowed` modes (and off) are accepted.
-pub fn preallocation(options: &CreateOptions, allowed: &[Preallocation]) -> Result<Preallocation> {
-    let Some(text) = options.text("preallocation") else { return Ok(Preallocation::Off) };
-    let how = match text {
-        "off" => Preallocation::Off,
-        "metadata" => Preallocation::Metadata,
-        "falloc" => Preallocation::Falloc,
-        "full" => Preallocation::Full,
-        _ => {
-            return Err(Error::invalid(format!(
-                "Parameter 'preallocation' does not accept value '{text}'"
-            )));
-        }
-    };
-    if how != Preallocation::Off && !allowed.contains(&how) {
-        return Err(Error::unsupported(format!("Unsupported preallocation mode: {text}")));
-    }
-    Ok(how)
 }
 
 /// An opened raw image.
@@ -196,9 +182,12 @@ impl Image for RawImage {
         if how == Preallocation::Metadata {
             return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
         }
-        let size = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
+        let shown = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
+        if self.storage.limits().block_device && size != self.storage.len()? {
+            return Err(Error::invalid("Cannot resize device files"));
+        }
         self.storage.set_len(size, how)?;
-        self.size.store(size, Ordering::Release);
+        self.size.store(shown, Ordering::Release);
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Making a new image of any driver in an [`Output`].
 
+use std::os::unix::fs::FileTypeExt;
+
 use super::output::Output;
 use super::output_space::ensure_space;
 use crate::format::{BackingRef, CreateContext, CreateOptions, Driver, Image};
@@ -21,6 +23,7 @@ pub struct NewImage<'a> {
 
 /// Makes an empty image in `output`, which the caller commits.
 pub fn create(new: &NewImage<'_>, output: &Output) -> Result<()> {
+    refuse_device(new, output)?;
     let reserved = matches!(new.options.text("preallocation"), Some("falloc" | "full"));
     if reserved {
         ensure_space(output.target(), &output.folder(), new.size)?;
@@ -34,6 +37,19 @@ pub fn create(new: &NewImage<'_>, output: &Output) -> Result<()> {
         backing_image: new.backing_image,
     };
     new.driver.create(&cx).map_err(|e| too_large(new, e))
+}
+
+/// A VMDK finds its end, and a streamed one its footer, by the length of its file; a block device has no
+/// such end, and what lies on it would be read as tables.
+fn refuse_device(new: &NewImage<'_>, output: &Output) -> Result<()> {
+    let device = std::fs::metadata(output.target()).is_ok_and(|m| m.file_type().is_block_device());
+    let name = new.driver.name();
+    if !device || matches!(name, "raw" | "qcow2") {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!("a block device cannot hold the format '{name}'"))
+        .at_path(output.target())
+        .hint("write raw or qcow2 to the device, or the image to a file"))
 }
 
 /// QEMU's words for a size that a format cannot hold.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::open_request::{DetectZeroes, Discard};
 use super::range_lock::{Hold, RangeLocks};
-use crate::format::{Access, Image, Mapping};
+use crate::format::{Access, Image, Mapping, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset, len_u64, round_down, round_up, small};
 use crate::{Error, Result};
 
@@ -15,6 +16,9 @@ pub struct Node {
     pub(super) locks: RangeLocks,
     pub(super) access: Access,
     pub(super) writethrough: bool,
+    pub(super) detect_zeroes: DetectZeroes,
+    /// `None`: as whoever asks for it means it.
+    pub(super) discard: Option<Discard>,
     /// As the user wrote it.
     name: String,
 }
@@ -34,6 +38,8 @@ impl Node {
             locks: RangeLocks::default(),
             access,
             writethrough,
+            detect_zeroes: DetectZeroes::Off,
+            discard: None,
             name: name.into(),
         }
     }
@@ -43,6 +49,23 @@ impl Node {
     pub fn with_writethrough(mut self, on: bool) -> Self {
         self.writethrough = on;
         self
+    }
+
+    /// What becomes of zero bytes that are written, and of space that is given back.
+    #[must_use]
+    pub fn with_space_options(mut self, detect: DetectZeroes, discard: Option<Discard>) -> Self {
+        self.detect_zeroes = detect;
+        self.discard = discard;
+        self
+    }
+
+    /// How a run of zero bytes is to be stored, where writes are looked at for that.
+    pub fn detected_zeroes(&self) -> Option<ZeroSpace> {
+        match self.detect_zeroes {
+            DetectZeroes::Off => None,
+            DetectZeroes::On => Some(ZeroSpace::Keep),
+            DetectZeroes::Unmap => Some(ZeroSpace::Unmap),
+        }
     }
 
     /// The name by which it was opened.
@@ -124,6 +147,7 @@ impl Node {
             buf.fill(0);
             return Ok(());
         };
+        self.image.check_backing(&*below.image)?;
         let have = below.virtual_size().saturating_sub(at).min(len_u64(buf.len()));
         let (inside, beyond) = buf.split_at_mut(small(have));
         beyond.fill(0);

@@ -82,11 +82,12 @@ impl OpenRequest {
             Filename::Protocol { driver, .. } => Err(refused(
                 name,
                 Error::unsupported(format!("Protocol '{driver}' is not supported"))
-                    .hint("Copy the image to a file first, or attach it as a block device"),
+                    .hint("copy the image to a file first, or attach it as a block device"),
             )),
             Filename::Json(spec) => {
                 let mut request = OpenRequest::from_spec(&spec, name)?;
-                request.driver = request.driver.or_else(|| driver.map(str::to_owned));
+                // What the command line says stands above what the description says.
+                request.driver = driver.map(str::to_owned).or(request.driver);
                 Ok(request)
             }
         }
@@ -121,8 +122,10 @@ pub enum Sharing {
     /// Locks are taken.
     #[default]
     Locked,
-    /// No locks: the image may change while it is read (`-U`).
+    /// No locks: the image may change while it is read (`-U`). Never for writing.
     Force,
+    /// No locks at all (`locking=off`): the user keeps others away himself.
+    Off,
 }
 
 /// How much of a chain to open.
@@ -203,6 +206,11 @@ fn from_spec(spec: &ImageSpec, shown: Option<&str>) -> Result<OpenRequest> {
         cache: cache_of(spec),
         ..OpenRequest::default()
     };
+    if request.detect_zeroes == DetectZeroes::Unmap && request.discard != Some(Discard::Unmap) {
+        return Err(Error::invalid(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+        ));
+    }
     if let Some(offset) = spec.offset.or(spec.size.map(|_| 0)) {
         request.window = Some((offset, spec.size));
     }
@@ -212,7 +220,9 @@ fn from_spec(spec: &ImageSpec, shown: Option<&str>) -> Result<OpenRequest> {
         BackingSpec::Spec(lower) => BackingChoice::Given(Box::new(from_spec(lower, None)?)),
     };
     if let Some(data) = &spec.data_file {
-        request.data_file = Some(Box::new(from_spec(data, None)?));
+        let data = from_spec(data, None)?;
+        refuse_space_options(&data, "data-file")?;
+        request.data_file = Some(Box::new(data));
     }
     match (&spec.file, &spec.filename) {
         (Some(file), _) => lower_file(&mut request, file)?,
@@ -234,20 +244,43 @@ fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
             return Err(Error::unsupported(format!(
                 "an image inside a '{driver}' image cannot be opened"
             ))
-            .hint("Convert the outer image to raw first"));
+            .hint("convert the outer image to raw first"));
         }
         Some(driver) => {
             return Err(Error::unsupported(format!("Protocol '{driver}' is not supported")));
         }
+    }
+    if request.driver.as_deref() == Some("raw") {
+        // One image, one layer: what is said of the file is said of the disk.
+        request.discard = request.discard.or(lower.discard);
+        if request.detect_zeroes == DetectZeroes::Off {
+            request.detect_zeroes = lower.detect_zeroes;
+        }
+    } else {
+        refuse_space_options(&lower, "file")?;
     }
     request.filename = lower.filename;
     request.cache = request.cache.or(lower.cache);
     request.sharing = request.sharing.or(lower.sharing);
     request.read_only = request.read_only.or(lower.read_only);
     if file.locking == Some(spec::Locking::Off) {
-        request.sharing = Some(Sharing::Force);
+        request.sharing = request.sharing.or(Some(Sharing::Off));
     }
     Ok(())
+}
+
+/// Below a format, zero bytes are not looked for and space is always given back; another wish is refused.
+fn refuse_space_options(lower: &OpenRequest, child: &str) -> Result<()> {
+    let option = match (lower.detect_zeroes, lower.discard) {
+        (DetectZeroes::Off, None | Some(Discard::Unmap)) => return Ok(()),
+        (DetectZeroes::Off, Some(Discard::Ignore)) => "discard=ignore",
+        (DetectZeroes::On | DetectZeroes::Unmap, _) => "detect-zeroes",
+    };
+    let (name, _) = option.split_once('=').unwrap_or((option, ""));
+    Err(Error::unsupported(format!(
+        "the option '{child}.{option}' is not supported below a format"
+    ))
+    .hint(format!("give '{name}' to the image itself, without '{child}.'")))
 }
 
 fn cache_of(spec: &ImageSpec) -> Option<CacheMode> {

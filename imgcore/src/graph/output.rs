@@ -20,6 +20,7 @@ use super::Node;
 use super::gate::{combine, folder_of, open_data_file};
 use super::open::{OpenOptions, Purpose, Sharing, backing_request, open};
 use crate::format::{Access, Driver, NewFiles, OpenContext, OpenGate};
+use crate::storage::culprit;
 use crate::storage::lock::LockSet;
 use crate::storage::{CacheMode, FileOptions, FileStorage, Storage};
 use crate::{Error, ErrorKind, Result};
@@ -143,13 +144,17 @@ impl Output {
             storage.lock(LockSet::EXCLUSIVE_WRITE, shown)?;
             return Ok(new(None, storage, None));
         }
+        // Never renamed over: `/dev/null` is a device to everybody, not a file of ours.
+        if let Some(kind) = old.as_ref().and_then(special) {
+            return Err(not_writable(shown, kind));
+        }
         let replaced = match &old {
             None => None,
             Some(meta) => {
                 if self.overwrite == Overwrite::Refuse && meta.len() > 0 {
                     return Err(Error::invalid(format!("'{shown}' exists and is not empty"))
                         .at_path(shown)
-                        .hint("Use --force to replace it"));
+                        .hint("use --force to replace it"));
                 }
                 let writable = FileOptions { writable: true, ..FileOptions::default() };
                 let replaced = FileStorage::open(&path, writable)?;
@@ -167,9 +172,14 @@ impl Output {
                 storage.lock(LockSet::EXCLUSIVE_WRITE, shown)?;
                 Ok(new(Some(part), storage, replaced))
             }
-            (Err(e), Some(_)) if matches!(e.raw_errno(), Some(libc::EACCES | libc::EROFS)) => {
+            (Err(e), Some(replaced))
+                if matches!(e.raw_errno(), Some(libc::EACCES | libc::EROFS)) =>
+            {
                 // The folder does not take new files, but this one may be written.
                 let storage = FileStorage::open(&path, options)?;
+                // The locks of a creator and of a writer exclude each other.
+                drop(replaced);
+                storage.lock(LockSet::EXCLUSIVE_WRITE, shown)?;
                 storage.set_len(0, crate::storage::Preallocation::Off)?;
                 Ok(new(None, storage, None))
             }
@@ -179,12 +189,17 @@ impl Output {
 
     /// Creates the file to write into, or takes over one that a killed run left behind.
     fn open_part(&self, part: &Path, shown: &str) -> Result<File> {
-        let busy = || {
-            Error::new(
+        let busy = |file: Option<&File>| {
+            let holder = file.map(|f| culprit::holders(f, 0)).unwrap_or_default();
+            let error = Error::new(
                 ErrorKind::Locked,
                 format!("'{}' is being written by another process", part.display()),
             )
-            .at_path(shown)
+            .at_path(shown);
+            match holder.first() {
+                Some(holder) => error.hint(format!("It is {holder}")),
+                None => error,
+            }
         };
         let mut flags = libc::O_CLOEXEC | libc::O_NOFOLLOW;
         if self.cache.direct() {
@@ -203,18 +218,22 @@ impl Output {
                 Err(e) => return Err(Error::io(&e)),
             };
             match file.try_lock() {
-                Err(std::fs::TryLockError::WouldBlock) => return Err(busy()),
+                Err(std::fs::TryLockError::WouldBlock) => return Err(busy(Some(&file))),
                 // No locks on this file system: nothing to go by.
                 Ok(()) | Err(std::fs::TryLockError::Error(_)) => {}
             }
             // Its former writer may have finished (and renamed it) between opening and locking.
             let (ours, there) = (file.metadata()?, std::fs::metadata(part));
             if there.is_ok_and(|t| (t.dev(), t.ino()) == (ours.dev(), ours.ino())) {
-                file.set_len(0)?;
+                // Only what is there: ext4 writes a file out at its last close if it was ever truncated
+                // to nothing.
+                if ours.len() > 0 {
+                    file.set_len(0)?;
+                }
                 return Ok(file);
             }
         }
-        Err(busy())
+        Err(busy(None))
     }
 
     /// Opens the image that was created in these files, to fill it.
@@ -297,6 +316,10 @@ fn commit_files(files: &mut [NewFile], durability: Durability) -> Result<()> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for file in files.iter_mut() {
         let Some(part) = &file.part else { continue };
+        // What stands there may have changed since the beginning.
+        if let Some(kind) = std::fs::symlink_metadata(&file.path).ok().as_ref().and_then(special) {
+            return Err(not_writable(file.storage.name(), kind));
+        }
         std::fs::rename(part, &file.path).map_err(|e| {
             Error::io(&e).context(format!("Could not create '{}'", file.storage.name()))
         })?;
@@ -313,6 +336,25 @@ fn commit_files(files: &mut [NewFile], durability: Durability) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a thing is called that is neither a regular file nor a block device, a folder or a link.
+fn special(meta: &std::fs::Metadata) -> Option<&'static str> {
+    let kind = meta.file_type();
+    if kind.is_char_device() {
+        Some("character device")
+    } else if kind.is_fifo() {
+        Some("pipe")
+    } else if kind.is_socket() {
+        Some("socket")
+    } else {
+        None
+    }
+}
+
+fn not_writable(shown: &str, kind: &str) -> Error {
+    Error::invalid(format!("'{shown}' is a {kind}; images are written to files and block devices"))
+        .at_path(shown)
 }
 
 fn part_name(path: &Path) -> PathBuf {

@@ -8,6 +8,10 @@ use crate::{Error, Result};
 /// known.
 pub fn free_space(folder: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(folder).ok()?;
+    if stat.blocks() == 0 {
+        // procfs and its like: not a file system that has space.
+        return None;
+    }
     stat.blocks_available().checked_mul(stat.fragment_size())
 }
 
@@ -31,5 +35,5 @@ pub fn no_space(target: &str, folder: &Path, needed: u64, free: u64) -> Error {
             folder.display()
         ))
         .at_path(target)
-        .hint("Free some space, or choose a target on another file system")
+        .hint("free some space, or choose a target on another file system")
 }

@@ -5,6 +5,7 @@
 //! it. One exclusive range lock covers all of that.
 
 use super::Node;
+use super::open_request::Discard;
 use super::range_lock::Hold;
 use crate::format::{Access, Grant, Mapping, Resize, ZeroSpace};
 use crate::num::{GuestOffset, len_u64, round_down, round_up, small};
@@ -28,6 +29,11 @@ impl Node {
         self.check_range(at, len_u64(buf.len()))?;
         if buf.is_empty() {
             return Ok(());
+        }
+        if let Some(space) = self.detected_zeroes()
+            && is_zero(buf)
+        {
+            return self.write_zeroes(at, len_u64(buf.len()), space);
         }
         self.image.note_write(GuestOffset(at), len_u64(buf.len()))?;
         if !self.write_in_place(at, buf)? {
@@ -132,6 +138,7 @@ impl Node {
         if len == 0 {
             return Ok(());
         }
+        let space = if self.discard == Some(Discard::Ignore) { ZeroSpace::Keep } else { space };
         self.image.note_write(GuestOffset(at), len)?;
         let _guard = self.lock(at, len, Hold::Exclusive);
         match self.image.granularity().zero {
@@ -172,7 +179,7 @@ impl Node {
         self.check_writable()?;
         self.check_range(at, len)?;
         let Some(unit) = self.image.granularity().discard else { return Ok(()) };
-        if len == 0 {
+        if len == 0 || self.discard == Some(Discard::Ignore) {
             return Ok(());
         }
         self.image.note_write(GuestOffset(at), len)?;

@@ -82,6 +82,13 @@ impl Storage for SliceStorage {
         }
     }
 
+    fn whole(&self) -> Option<(&dyn Storage, u64)> {
+        match self.inner.whole() {
+            Some((whole, start)) => Some((whole, start.saturating_add(self.start))),
+            None => Some((&*self.inner, self.start)),
+        }
+    }
+
     fn limits(&self) -> Limits {
         self.inner.limits()
     }

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::unistd::{Whence, lseek};
 
-use super::{HostExtent, HostKind};
+use super::{HostExtent, HostKind, ZeroMode};
 use crate::{Error, Result};
 
 /// Whether the kernel could do it.
@@ -170,9 +170,20 @@ pub fn device_discard(file: &File, offset: u64, len: u64) -> Result<Outcome> {
     outcome(unsafe { ioctls::blkdiscard(file.as_raw_fd(), &raw const range) }.map(drop))
 }
 
-/// Writes zeroes to a range of a block device.
-pub fn device_zero(file: &File, offset: u64, len: u64) -> Result<Outcome> {
+/// Makes a range of a block device read as zeroes; both ends must lie on sectors. With `MayUnmap` by
+/// unmapping where the device promises zeroes after that (the kernel knows), else by its command for
+/// zeroes.
+pub fn device_zero(file: &File, offset: u64, len: u64, mode: ZeroMode) -> Result<Outcome> {
+    if mode == ZeroMode::MayUnmap && punch_hole(file, offset, len)? == Outcome::Done {
+        return Ok(Outcome::Done);
+    }
     let range = [offset, len];
     // SAFETY: the kernel only reads the two numbers behind the pointer.
     outcome(unsafe { ioctls::blkzeroout(file.as_raw_fd(), &raw const range) }.map(drop))
+}
+
+/// Begins to write out dirty pages of a file and does not wait. Advice: failing is no error.
+pub fn begin_writeback(file: &File) {
+    // SAFETY: a system call on an open descriptor without any pointers.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }

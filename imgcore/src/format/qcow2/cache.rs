@@ -63,6 +63,15 @@ impl SliceCache {
 
     fn fetch(&mut self, storage: &dyn Storage, start: u64) -> Result<()> {
         if !self.slots.contains_key(&start) {
+            // New tables are put here whole; what has to be read must be in the file.
+            let end = storage.len()?;
+            if start >= end {
+                return Err(crate::Error::corrupt(format!(
+                    "table at {start:#x} lies beyond the end of the image file ({end:#x} bytes)"
+                ))
+                .at_path(storage.name())
+                .at_offset(start));
+            }
             let mut bytes = vec![0u8; small(self.slice)].into_boxed_slice();
             storage.read_at(start, &mut bytes)?;
             self.insert(start, bytes, false);

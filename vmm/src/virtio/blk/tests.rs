@@ -1,0 +1,217 @@
+//! A disk, driven by a fake driver.
+
+use std::sync::{Arc, Mutex};
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::Error;
+use crate::block::Unmap;
+use crate::devices::Lifecycle;
+use crate::num::index;
+use crate::virtio::driver::{Buffer, DATA, Driver};
+
+#[derive(Default)]
+struct Ram {
+    bytes: Mutex<Vec<u8>>,
+    log: Mutex<Vec<String>>,
+    read_only: bool,
+}
+
+impl BlockBackend for Ram {
+    fn len(&self) -> u64 {
+        self.bytes.lock().unwrap().len() as u64
+    }
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        buf.copy_from_slice(&self.bytes.lock().unwrap()[index(at)..index(at) + buf.len()]);
+        Ok(())
+    }
+    fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
+        if at == 512 * 13 {
+            return Err(Error::errno(libc::EIO));
+        }
+        self.bytes.lock().unwrap()[index(at)..index(at) + buf.len()].copy_from_slice(buf);
+        Ok(())
+    }
+    fn flush(&self) -> Result<()> {
+        self.log.lock().unwrap().push("flush".into());
+        Ok(())
+    }
+    fn discard(&self, at: u64, len: u64) -> Result<()> {
+        self.log.lock().unwrap().push(format!("discard {at} {len}"));
+        Ok(())
+    }
+    fn write_zeroes(&self, at: u64, len: u64, unmap: Unmap) -> Result<()> {
+        self.log.lock().unwrap().push(format!("zero {at} {len} {unmap:?}"));
+        Ok(())
+    }
+    fn close(&self) -> Result<()> {
+        self.log.lock().unwrap().push("close".into());
+        Ok(())
+    }
+}
+
+fn disk(read_only: bool) -> (Driver, Arc<Ram>) {
+    let ram = Ram { bytes: Mutex::new(vec![0; 1 << 20]), read_only, ..Ram::default() };
+    let ram = Arc::new(ram);
+    let config = BlkConfig { id: "d0".into(), serial: "SERIAL-7".into(), queues: 2, discard: true };
+    (Driver::new(Arc::new(Blk::new(config, ram.clone())), 0), ram)
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    let mut h = kind.to_le_bytes().to_vec();
+    h.extend_from_slice(&[0; 4]);
+    h.extend_from_slice(&sector.to_le_bytes());
+    h
+}
+
+/// Sends a request with data for the device; returns the status.
+fn send(d: &mut Driver, kind: u32, sector: u64, data: &[u8]) -> u8 {
+    let h = header(kind, sector);
+    let at = d.add(0, &[Buffer::Read(&h), Buffer::Read(data), Buffer::Write(1)]);
+    d.wait(0);
+    d.bytes(at[2], 1)[0]
+}
+
+#[test]
+fn writes_reads_and_flushes() {
+    let (mut d, ram) = disk(false);
+    assert_eq!((d.config(0, 8), d.config(34, 2), d.config(20, 4)), (2048, 2, 512));
+    assert_eq!(send(&mut d, 1, 4, &[7; 1024]), 0);
+    assert_eq!(ram.bytes.lock().unwrap()[4 * 512..6 * 512], [7; 1024]);
+    // Read on the other queue, header and data cut at odd places.
+    let h = header(0, 4);
+    let at = d.add(
+        1,
+        &[Buffer::Read(&h[..5]), Buffer::Read(&h[5..]), Buffer::Write(700), Buffer::Write(325)],
+    );
+    let (_, len) = d.wait(1);
+    assert_eq!(len, 1025);
+    assert_eq!(d.bytes(at[2], 700), [7; 700]);
+    let tail = d.bytes(at[3], 325);
+    assert_eq!((&tail[..324], tail[324]), (&[7; 324][..], 0));
+    assert_eq!(send(&mut d, 4, 0, &[]), 0);
+    assert_eq!(*ram.log.lock().unwrap(), ["flush"]);
+    let rises = d.line.rises();
+    assert!(rises > 0, "no interrupt");
+    d.pci.shut_down().unwrap();
+    assert_eq!(*ram.log.lock().unwrap(), ["flush", "flush", "close"]);
+}
+
+#[test]
+fn serial_discard_and_zeroes() {
+    let (mut d, ram) = disk(false);
+    let h = header(8, 0);
+    let at = d.add(0, &[Buffer::Read(&h), Buffer::Write(20), Buffer::Write(1)]);
+    assert_eq!(d.wait(0).1, 21);
+    assert_eq!(&d.bytes(at[1], 9), b"SERIAL-7\0");
+    let segment = |sector: u64, count: u32, flags: u32| {
+        let mut s = sector.to_le_bytes().to_vec();
+        s.extend_from_slice(&count.to_le_bytes());
+        s.extend_from_slice(&flags.to_le_bytes());
+        s
+    };
+    let two = [segment(0, 8, 0), segment(16, 8, 0)].concat();
+    assert_eq!(send(&mut d, 11, 0, &two), 0);
+    assert_eq!(send(&mut d, 11, 0, &segment(0, 8, 1)), 2, "unmap makes no sense for discard");
+    assert_eq!(send(&mut d, 13, 0, &segment(8, 8, 1)), 0);
+    assert_eq!(send(&mut d, 13, 0, &segment(2047, 2, 0)), 1, "beyond the end");
+    assert_eq!(send(&mut d, 13, 0, &[0; 15]), 1);
+    assert_eq!(send(&mut d, 13, 0, &segment(8, 8, 0).repeat(33)), 1);
+    let log = ram.log.lock().unwrap().clone();
+    assert_eq!(log, ["discard 0 4096", "discard 8192 4096", "zero 4096 4096 Allowed"]);
+}
+
+#[test]
+fn errors_have_a_status() {
+    let (mut d, _) = disk(false);
+    assert_eq!(send(&mut d, 1, 2048, &[0; 512]), 1, "beyond the end");
+    assert_eq!(send(&mut d, 1, u64::MAX, &[0; 512]), 1);
+    assert_eq!(send(&mut d, 1, 0, &[0; 511]), 1, "part of a sector");
+    assert_eq!(send(&mut d, 1, 13, &[0; 512]), 1, "the back end's error");
+    assert_eq!(send(&mut d, 99, 0, &[]), 2);
+    let (mut d, ram) = disk(true);
+    assert_eq!(send(&mut d, 1, 0, &[1; 512]), 1, "read-only");
+    assert_eq!(ram.bytes.lock().unwrap()[0], 0);
+}
+
+#[test]
+fn hostile_rings_break_the_device_and_nothing_else() {
+    // No room for the status.
+    let (mut d, _) = disk(false);
+    d.add(0, &[Buffer::Read(&header(0, 0))]);
+    d.wait_broken();
+    // An index far ahead.
+    let (d, _) = disk(false);
+    d.set_avail(0, 1000);
+    d.wait_broken();
+    // A chain that loops, data outside memory: served with an error or broken, never hanging.
+    let (mut d, _) = disk(false);
+    d.descriptor(0, 0, DATA, 16, 1, 0);
+    d.offer(0, 0);
+    d.wait_broken();
+    let (mut d, _) = disk(false);
+    d.memory.write_slice(&header(0, 0), GuestAddress(DATA)).unwrap();
+    d.descriptor(0, 0, DATA, 16, 1, 1);
+    d.descriptor(0, 1, u64::MAX - 100, 512, 3, 2);
+    d.descriptor(0, 2, DATA + 64, 1, 2, 0);
+    d.offer(0, 0);
+    d.wait(0);
+    assert_eq!(d.bytes(DATA + 64, 1), [1]);
+    // And a reset makes it good again.
+    d.set(20, 1, 0);
+    assert_eq!(d.get(20, 1), 0);
+}
+
+#[test]
+fn rings_outside_memory_are_refused() {
+    let (d, _) = disk(false);
+    d.set(20, 1, 0);
+    d.set(20, 1, 3);
+    d.set(20, 1, 0xb);
+    d.set(22, 2, 0);
+    d.set(32, 8, u64::MAX << 4);
+    d.set(28, 2, 1);
+    d.set(20, 1, 0xf);
+    assert_eq!(d.get(20, 1) & 0x40, 0x40);
+}
+
+#[test]
+fn pausing_keeps_requests_for_later() {
+    let (mut d, _) = disk(false);
+    send(&mut d, 1, 0, &[1; 512]);
+    d.pci.pause().unwrap();
+    let h = header(0, 0);
+    let at = d.add(0, &[Buffer::Read(&h), Buffer::Write(512), Buffer::Write(1)]);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(d.bytes(at[1], 1), [0]);
+    d.pci.resume().unwrap();
+    d.wait(0);
+    assert_eq!(d.bytes(at[1], 512), [1; 512]);
+}
+
+#[test]
+fn an_indirect_request_is_served() {
+    let (mut d, _) = disk(false);
+    d.memory.write_slice(&header(8, 0), GuestAddress(DATA)).unwrap();
+    // A table at DATA + 0x1000 with header, data, status.
+    let table = DATA + 0x1000;
+    for (i, (at, len, flags, next)) in
+        [(DATA, 16u32, 1u16, 1u16), (DATA + 0x2000, 20, 3, 2), (DATA + 0x3000, 1, 2, 0)]
+            .into_iter()
+            .enumerate()
+    {
+        let e = table + 16 * i as u64;
+        d.memory.write_obj(at, GuestAddress(e)).unwrap();
+        d.memory.write_obj(len, GuestAddress(e + 8)).unwrap();
+        d.memory.write_obj(flags, GuestAddress(e + 12)).unwrap();
+        d.memory.write_obj(next, GuestAddress(e + 14)).unwrap();
+    }
+    d.descriptor(0, 0, table, 48, 4, 0);
+    d.offer(0, 0);
+    d.wait(0);
+    assert_eq!(&d.bytes(DATA + 0x2000, 8), b"SERIAL-7");
+}

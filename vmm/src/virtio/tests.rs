@@ -1,0 +1,171 @@
+//! The small devices, driven by a fake driver.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::balloon::Balloon;
+use super::console::Console;
+use super::driver::{Buffer, Driver};
+use super::net::{Net, NetConfig};
+use super::rng::Rng;
+use crate::devices::Captured;
+use crate::net::NetBackend;
+
+#[test]
+fn rng_gives_different_bytes() {
+    let mut d = Driver::new(Arc::new(Rng), 0);
+    let at = d.add(0, &[Buffer::Write(32), Buffer::Write(32)]);
+    assert_eq!(d.wait(0).1, 64);
+    assert_ne!(d.bytes(at[0], 32), d.bytes(at[1], 32));
+    // A request for gigabytes gets a part.
+    d.descriptor(0, 5, 0x10_0000, u32::MAX, 2, 0);
+    d.offer(0, 5);
+    d.wait(0);
+}
+
+#[test]
+fn console_both_ways() {
+    let out = Captured::default();
+    let console = Arc::new(Console::new(Box::new(out.clone())).unwrap());
+    let mut d = Driver::new(console.clone(), 0);
+    d.add(1, &[Buffer::Read(b"hello "), Buffer::Read(b"host")]);
+    d.wait(1);
+    assert_eq!(out.text(), "hello host");
+    assert_eq!(console.receive(b"early"), 5);
+    let at = d.add(0, &[Buffer::Write(3)]);
+    assert_eq!(d.wait(0).1, 3);
+    assert_eq!(d.bytes(at[0], 3), b"ear");
+    let at = d.add(0, &[Buffer::Write(10)]);
+    assert_eq!(d.wait(0).1, 2);
+    assert_eq!(d.bytes(at[0], 2), b"ly");
+    assert_eq!(console.receive(&vec![0; 1 << 20]), 64 << 10);
+}
+
+#[test]
+fn balloon_drops_pages_and_tells_sizes() {
+    let balloon = Arc::new(Balloon::new(8 << 20, true));
+    let mut d = Driver::new(balloon.clone(), 0);
+    assert_eq!(d.config(0, 4), 0);
+    balloon.set_guest_memory(6 << 20).unwrap();
+    assert!(balloon.set_guest_memory(9 << 20).is_err());
+    assert_eq!(d.config(0, 4), 512);
+    assert!(d.line.rises() > 0, "no interrupt for the configuration");
+    use vm_memory::{Bytes, GuestAddress};
+    for page in [0x300u64, 0x301, 0x302, 0x303] {
+        d.memory.write_obj(9u8, GuestAddress(page << 12)).unwrap();
+    }
+    let numbers: Vec<u8> =
+        [0x300u32, 0x301, u32::MAX].iter().flat_map(|n| n.to_le_bytes()).collect();
+    d.add(0, &[Buffer::Read(&numbers)]);
+    d.wait(0);
+    assert_eq!(
+        (d.bytes(0x30_0000, 1), d.bytes(0x30_1000, 1), d.bytes(0x30_2000, 1)),
+        (vec![0], vec![0], vec![9])
+    );
+    d.add(1, &[Buffer::Read(&numbers[..4])]);
+    d.wait(1);
+    // Free page reporting: the buffer itself is dropped.
+    d.descriptor(3, 0, 0x30_3000, 4096, 2, 0);
+    d.offer(3, 0);
+    d.wait(3);
+    assert_eq!(d.bytes(0x30_3000, 1), [0]);
+    d.set(super::pci::DEVICE + 4, 4, 256);
+    assert_eq!(balloon.guest_memory(), 7 << 20);
+    let mut stats = 4u16.to_le_bytes().to_vec();
+    stats.extend_from_slice(&12345u64.to_le_bytes());
+    d.add(2, &[Buffer::Read(&stats)]);
+    for _ in 0..1000 {
+        if !balloon.stats().is_empty() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!(balloon.stats(), [(4, 12345)]);
+}
+
+/// A cable whose other end is the test.
+#[derive(Clone)]
+struct Cable {
+    to_guest: Arc<Mutex<VecDeque<Vec<u8>>>>,
+    from_guest: Arc<Mutex<Vec<Vec<u8>>>>,
+    event: Arc<EventFd>,
+}
+
+impl NetBackend for Cable {
+    fn fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+    fn receive(&mut self, buf: &mut [u8]) -> std::io::Result<Option<usize>> {
+        let mut q = self.to_guest.lock().unwrap();
+        let Some(frame) = q.pop_front() else {
+            let _ = self.event.read();
+            return Ok(None);
+        };
+        buf[..12].fill(0);
+        buf[12..12 + frame.len()].copy_from_slice(&frame);
+        Ok(Some(12 + frame.len()))
+    }
+    fn send(&mut self, frame: &[u8]) -> std::io::Result<bool> {
+        self.from_guest.lock().unwrap().push(frame.to_vec());
+        Ok(true)
+    }
+    fn configure(&mut self, header_len: u8, _offloads: u64) -> std::io::Result<()> {
+        assert_eq!(header_len, 12);
+        Ok(())
+    }
+    fn offloads(&self) -> u64 {
+        0
+    }
+    fn reopen(&self) -> std::io::Result<Box<dyn NetBackend>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+fn card(without: u64) -> (Driver, Cable, Arc<Net>) {
+    let cable = Cable {
+        to_guest: Arc::default(),
+        from_guest: Arc::default(),
+        event: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
+    };
+    let config = NetConfig { id: "n0".into(), mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56] };
+    let net = Arc::new(Net::new(config, Box::new(cable.clone())));
+    (Driver::new(net.clone(), without), cable, net)
+}
+
+#[test]
+fn frames_go_both_ways() {
+    let (mut d, cable, net) = card(0);
+    assert_eq!(d.config(0, 6), 0x5634_1200_5452);
+    assert_eq!(d.config(6, 2), 1);
+    d.add(1, &[Buffer::Read(&[0; 12]), Buffer::Read(b"frame")]);
+    d.wait(1);
+    assert_eq!(cable.from_guest.lock().unwrap()[0][12..], *b"frame");
+    // Two buffers for one frame: 12 + 5 bytes into 10 + 10; the guest has only one at first.
+    let a = d.add(0, &[Buffer::Write(10)]);
+    cable.to_guest.lock().unwrap().push_back(b"hello".to_vec());
+    cable.event.write(1).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let b = d.add(0, &[Buffer::Write(10)]);
+    assert_eq!((d.wait(0).1, d.wait(0).1), (10, 7));
+    assert_eq!(d.bytes(b[0], 2), [2, 0], "number of merged buffers");
+    assert_eq!(d.bytes(b[0] + 2, 5), b"hello");
+    assert_eq!(d.bytes(a[0], 10), [0; 10]);
+    net.set_link(false);
+    assert_eq!(d.config(6, 2), 0);
+    d.add(1, &[Buffer::Read(&[0; 12]), Buffer::Read(b"lost")]);
+    d.wait(1);
+    assert_eq!(cable.from_guest.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn without_merging_a_long_frame_is_dropped() {
+    let (mut d, cable, _) = card(1 << 15);
+    let at = d.add(0, &[Buffer::Write(20)]);
+    cable.to_guest.lock().unwrap().extend([vec![1; 100], vec![2; 8]]);
+    cable.event.write(1).unwrap();
+    assert_eq!(d.wait(0).1, 20);
+    assert_eq!(d.bytes(at[0] + 12, 8), [2; 8]);
+}

@@ -121,12 +121,16 @@ pub fn lock(root: &Path) -> Result<Lock> {
         .mode(0o600)
         .open(&path)
         .map_err(|error| Error::io("the lock cannot be opened", &path, error))?;
-    file.try_lock().map_err(|_| {
-        Error::host("another rhostprep is changing this host")
-            .at(&path)
-            .remedy("wait for it to end")
-    })?;
-    Ok(Lock(file))
+    // A child that was just forked holds a copy of the descriptor until it becomes its program: wait a moment.
+    for _ in 0..40 {
+        if file.try_lock().is_ok() {
+            return Ok(Lock(file));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Err(Error::host("another rhostprep is changing this host")
+        .at(&path)
+        .remedy("wait for it to end"))
 }
 
 impl Journal {

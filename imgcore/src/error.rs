@@ -119,7 +119,8 @@ impl Error {
         self
     }
 
-    /// Adds a line that tells what to do about it.
+    /// Adds a line that tells what to do about it. Lines that QEMU has too keep its words, which begin
+    /// with a capital; our own begin with a small letter, and the programs show them as `hint: ...`.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Rng, assert_checks_clean, create, open};
-use imgcore::format::{Access, Encoded, Level, Mapping, ZeroSpace};
+use imgcore::format::{Access, Encoded, Level, Mapping, Repair, Unwatched, ZeroSpace};
 use imgcore::graph::Node;
 use imgcore::num::GuestOffset;
 
@@ -37,6 +37,95 @@ fn random_fill(rng: &mut Rng, buf: &mut [u8]) {
     }
 }
 
+/// What the image should hold besides the disk's bytes.
+#[derive(Default)]
+struct Extras {
+    /// Internal snapshots: name and the disk then.
+    snapshots: Vec<(String, Vec<u8>)>,
+    /// Recording bitmaps: name, granularity and the granules written since.
+    bitmaps: Vec<(String, u64, std::collections::BTreeSet<u64>)>,
+    next: u32,
+}
+
+impl Extras {
+    fn wrote(&mut self, at: u64, len: u64) {
+        for (_, granularity, dirty) in &mut self.bitmaps {
+            dirty.extend(at / *granularity..=(at + len - 1) / *granularity);
+        }
+    }
+
+    /// One random operation on snapshots or bitmaps.
+    fn change(&mut self, rng: &mut Rng, node: &Node, model: &mut Vec<u8>, version2: bool) {
+        self.next += 1;
+        let name = format!("n{}", self.next);
+        let snapshots = node.image().snapshots().unwrap();
+        let bitmaps = node.image().bitmaps();
+        match rng.below(5) {
+            0 if self.snapshots.len() < 3 => {
+                let now = std::time::SystemTime::now();
+                // One-bit reference counts cannot share clusters.
+                if snapshots.create(&name, now).is_ok() {
+                    self.snapshots.push((name, model.clone()));
+                }
+            }
+            1 if !self.snapshots.is_empty() && self.bitmaps.is_empty() => {
+                let (name, disk) = &self.snapshots[pick(rng, self.snapshots.len())];
+                if version2 && disk.len() != model.len() {
+                    return;
+                }
+                if snapshots.apply(name).is_ok() {
+                    model.clone_from(disk);
+                }
+            }
+            2 if !self.snapshots.is_empty() => {
+                let i = pick(rng, self.snapshots.len());
+                snapshots.delete(&self.snapshots.remove(i).0).unwrap();
+            }
+            3 if self.bitmaps.len() < 2 && !version2 => {
+                let granularity = 512 << rng.below(8);
+                bitmaps.unwrap().add(&name, granularity).unwrap();
+                self.bitmaps.push((name, granularity, std::collections::BTreeSet::new()));
+            }
+            _ if !self.bitmaps.is_empty() => {
+                let i = pick(rng, self.bitmaps.len());
+                bitmaps.unwrap().remove(&self.bitmaps.remove(i).0).unwrap();
+            }
+            _ => {}
+        }
+    }
+
+    fn compare(&self, node: &Node) {
+        for (name, granularity, dirty) in &self.bitmaps {
+            let mut found = std::collections::BTreeSet::new();
+            for (at, len) in node.image().bitmaps().unwrap().dirty_ranges(name).unwrap() {
+                found.extend(at / granularity..=(at + len - 1) / granularity);
+            }
+            let end = node.virtual_size().div_ceil(*granularity);
+            assert!(
+                dirty.iter().filter(|&&g| g < end).all(|g| found.contains(g)),
+                "bitmap {name} lost a write"
+            );
+        }
+        let names: Vec<String> =
+            node.image().snapshots().unwrap().list().unwrap().into_iter().map(|s| s.name).collect();
+        assert_eq!(names, self.snapshots.iter().map(|s| s.0.clone()).collect::<Vec<_>>());
+    }
+}
+
+fn pick(rng: &mut Rng, len: usize) -> usize {
+    usize::try_from(rng.below(len as u64)).unwrap()
+}
+
+/// Our own check, besides the oracle's.
+fn assert_sound(node: &Node, step: u32) {
+    let report = node.image().check(Repair::Nothing, &Unwatched).unwrap().unwrap();
+    assert_eq!(
+        (report.corruptions, report.leaks, report.check_errors),
+        (0, 0, 0),
+        "step {step}: {report:?}"
+    );
+}
+
 fn run(case: &Case, seed: u64, steps: u32) {
     let dir = tempfile::tempdir().unwrap();
     let mut rng = Rng(seed);
@@ -52,6 +141,8 @@ fn run(case: &Case, seed: u64, steps: u32) {
     let backing = case.backing.map(|_| ("base.raw", "raw"));
     create(dir.path(), "a.qcow2", "qcow2", case.size, &options, backing).unwrap();
     let mut node = open(dir.path(), "a.qcow2", "qcow2", Access::Write).unwrap();
+    let version2 = case.options.iter().any(|(k, v)| *k == "compat" && v == "v2");
+    let mut extras = Extras::default();
     for step in 0..steps {
         let size = node.virtual_size();
         let at = rng.below(size);
@@ -63,17 +154,19 @@ fn run(case: &Case, seed: u64, steps: u32) {
         }
         .min(size - at);
         let (a, e) = (usize::try_from(at).unwrap(), usize::try_from(at + len).unwrap());
-        match rng.below(12) {
+        match rng.below(14) {
             0..=4 => {
                 let mut buf = vec![0; e - a];
                 random_fill(&mut rng, &mut buf);
                 node.write(at, &buf).unwrap();
                 model[a..e].copy_from_slice(&buf);
+                extras.wrote(at, len);
             }
             5 | 6 => {
                 let space = if rng.below(2) == 0 { ZeroSpace::Unmap } else { ZeroSpace::Keep };
                 node.write_zeroes(at, len, space).unwrap();
                 model[a..e].fill(0);
+                extras.wrote(at, len);
             }
             7 => {
                 node.discard(at, len).unwrap();
@@ -102,16 +195,23 @@ fn run(case: &Case, seed: u64, steps: u32) {
                 node.close().unwrap();
                 drop(node);
                 assert_checks_clean(dir.path(), "a.qcow2", "qcow2");
+                node = open(dir.path(), "a.qcow2", "qcow2", Access::Read).unwrap();
+                assert_sound(&node, step);
+                extras.compare(&node);
                 node = open(dir.path(), "a.qcow2", "qcow2", Access::Write).unwrap();
             }
+            11 | 12 => extras.change(&mut rng, &node, &mut model, version2),
             _ => {
                 let new = (512 + rng.below(case.size * 2)) / 512 * 512;
-                let v2 = case.options.iter().any(|(k, v)| *k == "compat" && v == "v2");
-                if v2 && case.backing.is_some() {
+                if version2 && (case.backing.is_some() || !extras.snapshots.is_empty()) {
                     continue;
                 }
                 node.resize(new, imgcore::storage::Preallocation::Off).unwrap();
                 model.resize(usize::try_from(new).unwrap(), 0);
+                for (_, granularity, dirty) in &mut extras.bitmaps {
+                    let end = new.div_ceil(*granularity);
+                    dirty.retain(|&g| g < end);
+                }
             }
         }
         if step % 16 == 0 {
@@ -124,6 +224,20 @@ fn run(case: &Case, seed: u64, steps: u32) {
     assert_checks_clean(dir.path(), "a.qcow2", "qcow2");
     let node = open(dir.path(), "a.qcow2", "qcow2", Access::Read).unwrap();
     compare(&node, &model, steps + 1);
+    assert_sound(&node, steps);
+    extras.compare(&node);
+    // Every snapshot still holds the disk of its time.
+    for (name, disk) in &extras.snapshots {
+        let out = format!("{name}.raw");
+        let args = ["convert", "-l", name, "-O", "raw", "a.qcow2", &out];
+        if let Some(done) = common::qemu_img(dir.path(), &args) {
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            let found = std::fs::read(dir.path().join(out)).unwrap();
+            // qemu-img shows a snapshot with the present size of the disk.
+            let common = found.len().min(disk.len());
+            assert!(found[..common] == disk[..common], "snapshot {name}");
+        }
+    }
     // The oracle sees the same bytes.
     if let Some(out) = common::qemu_img(dir.path(), &["convert", "-O", "raw", "a.qcow2", "a.raw"]) {
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -32,6 +32,7 @@ pub mod info;
 pub mod options;
 pub mod qcow2;
 pub mod raw;
+pub mod vmdk;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -238,6 +239,18 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Refuses a file below that is not the one this image was made on (VMDK's content ids). Called
+    /// before bytes of `below` are used; cheap once it said yes.
+    fn check_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+
+    /// Records that `below`, which changed with this image's knowledge (a commit into it), is still the
+    /// file that this image is made on.
+    fn adopt_backing(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the bytes at `at` are; looks at no more than `len` (> 0) bytes. `at + len` must lie
     /// inside the disk.
     fn map(&self, at: GuestOffset, len: u64) -> Result<Extent>;
@@ -396,6 +409,10 @@ pub struct BitmapInfo {
 
 /// Persistent dirty bitmaps.
 pub trait BitmapStore {
+    /// Whether this image can hold any (an old version of the format may not).
+    fn can_store(&self) -> bool {
+        true
+    }
     /// All, in the order of the directory.
     fn list(&self) -> Result<Vec<BitmapInfo>>;
     /// Adds an empty one; `granularity` 0 chooses QEMU's default.
@@ -556,6 +573,12 @@ pub trait Driver: Sync {
         true
     }
 
+    /// Whether a wish for compressed data is taken although only some images of the format can store
+    /// any; the others store plainly then.
+    fn may_compress(&self) -> bool {
+        false
+    }
+
     /// Whether images can have a file below.
     fn supports_backing(&self) -> bool {
         false
@@ -586,7 +609,7 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver, &qcow2::Qcow2Driver]
+    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver]
 }
 
 /// The driver of that name.

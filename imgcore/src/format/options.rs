@@ -1,5 +1,6 @@
 //! Options of `create` and `amend`: each driver's table, and checked values.
 
+use crate::storage::Preallocation;
 use crate::{Error, Result};
 
 /// What kind of value an option takes; decides parsing and help text.
@@ -115,4 +116,24 @@ impl CreateOptions {
 /// Error for an option that a driver does not know at opening.
 pub fn unknown(driver: &str, name: &str) -> Error {
     Error::invalid(format!("Block format '{driver}' does not support the option '{name}'"))
+}
+
+/// The `preallocation` option; only the `allowed` modes (and off) are accepted.
+pub fn preallocation(options: &CreateOptions, allowed: &[Preallocation]) -> Result<Preallocation> {
+    let Some(text) = options.text("preallocation") else { return Ok(Preallocation::Off) };
+    let how = match text {
+        "off" => Preallocation::Off,
+        "metadata" => Preallocation::Metadata,
+        "falloc" => Preallocation::Falloc,
+        "full" => Preallocation::Full,
+        _ => {
+            return Err(Error::invalid(format!(
+                "Parameter 'preallocation' does not accept value '{text}'"
+            )));
+        }
+    };
+    if how != Preallocation::Off && !allowed.contains(&how) {
+        return Err(Error::unsupported(format!("Unsupported preallocation mode: {text}")));
+    }
+    Ok(how)
 }

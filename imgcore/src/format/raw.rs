@@ -85,7 +85,10 @@ impl Driver for RawDriver {
     }
 
     fn create(&self, cx: &CreateContext<'_>) -> Result<()> {
-        let how = preallocation(cx.options, &[Preallocation::Falloc, Preallocation::Full])?;
+        let how = super::options::preallocation(
+            cx.options,
+            &[Preallocation::Falloc, Preallocation::Full],
+        )?;
         let storage = cx.files.main()?;
         let size = checked_round_up(cx.size, SECTOR)
             .filter(|&s| i64::try_from(s).is_ok())
@@ -103,26 +106,6 @@ impl Driver for RawDriver {
         let size = crate::num::round_up(source.virtual_size, SECTOR);
         Ok(Measurement { required: size, fully_allocated: size, bitmaps: None })
     }
-}
-
-/// The `preallocation` option; only the `allowed` modes (and off) are accepted.
-pub fn preallocation(options: &CreateOptions, allowed: &[Preallocation]) -> Result<Preallocation> {
-    let Some(text) = options.text("preallocation") else { return Ok(Preallocation::Off) };
-    let how = match text {
-        "off" => Preallocation::Off,
-        "metadata" => Preallocation::Metadata,
-        "falloc" => Preallocation::Falloc,
-        "full" => Preallocation::Full,
-        _ => {
-            return Err(Error::invalid(format!(
-                "Parameter 'preallocation' does not accept value '{text}'"
-            )));
-        }
-    };
-    if how != Preallocation::Off && !allowed.contains(&how) {
-        return Err(Error::unsupported(format!("Unsupported preallocation mode: {text}")));
-    }
-    Ok(how)
 }
 
 /// An opened raw image.
@@ -196,9 +179,9 @@ impl Image for RawImage {
         if how == Preallocation::Metadata {
             return Err(Error::unsupported("Unsupported preallocation mode: metadata"));
         }
-        let size = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
+        let shown = checked_round_up(size, SECTOR).ok_or_else(|| Error::errno(libc::EFBIG))?;
         self.storage.set_len(size, how)?;
-        self.size.store(size, Ordering::Release);
+        self.size.store(shown, Ordering::Release);
         Ok(())
     }
 

@@ -71,7 +71,7 @@ impl Policy {
 
     /// What holds below an image that the user named: its own folder too.
     #[must_use]
-    pub(super) fn below(&self, image: &str) -> Policy {
+    pub(crate) fn below(&self, image: &str) -> Policy {
         let mut policy = self.clone();
         let path = Path::new(image);
         policy.folders.extend(folder_of(path).canonicalize());
@@ -123,7 +123,7 @@ fn forbidden(image: &str, reference: &str) -> Error {
     )
     .at_path(image)
     .hint(format!(
-        "If you trust the image, allow it with --allow {}",
+        "if you trust the image, allow it with --allow {}",
         folder_of(Path::new(reference)).display()
     ))
 }

@@ -124,6 +124,7 @@ impl Node {
             buf.fill(0);
             return Ok(());
         };
+        self.image.check_backing(&*below.image)?;
         let have = below.virtual_size().saturating_sub(at).min(len_u64(buf.len()));
         let (inside, beyond) = buf.split_at_mut(small(have));
         beyond.fill(0);

@@ -30,6 +30,8 @@ pub fn open(request: &OpenRequest, options: &OpenOptions) -> Result<Arc<Node>> {
     opening.node(request, &options.policy, 0)
 }
 
+const NO_SNAPSHOT: &str = "Failed to load snapshot";
+
 /// One opening of a chain.
 struct Opening<'a> {
     options: &'a OpenOptions,
@@ -39,7 +41,10 @@ struct Opening<'a> {
 
 impl Opening<'_> {
     fn node(&mut self, request: &OpenRequest, policy: &Policy, depth: usize) -> Result<Arc<Node>> {
-        self.node_inner(request, policy, depth).map_err(|e| could_not_open(request.name(), e))
+        self.node_inner(request, policy, depth).map_err(|e| {
+            // qemu-img opens the image first and looks for the snapshot then.
+            if e.message() == NO_SNAPSHOT { e } else { could_not_open(request.name(), e) }
+        })
     }
 
     fn node_inner(
@@ -58,12 +63,19 @@ impl Opening<'_> {
                 ..self.options.clone()
             },
         };
+        let asked = asked_driver(request)?;
+        if access == Access::Write && level.options.sharing == Sharing::Force {
+            return Err(Error::invalid("force-share=on can only be used with read-only images"));
+        }
         let path = request.filename.as_str();
         let file_options =
             FileOptions { writable: access == Access::Write, cache: level.options.cache };
         let file = FileStorage::open(Path::new(path), file_options)?;
         self.remember(request.name(), &file)?;
-        let driver = choose_driver(request, &file)?;
+        let driver = match asked {
+            Some(driver) => driver,
+            None => probe_driver(request, &file)?,
+        };
         level.lock(driver, &file, request.name())?;
         let storage = request.window(Arc::new(file))?;
         // An image that the user named opens its own folder; so does one that he allowed.
@@ -72,17 +84,32 @@ impl Opening<'_> {
             Some(data) => Some(super::gate::open_data_file(&data.filename, access, level.options)?),
             None => None,
         };
-        let image = driver.open(OpenContext {
-            storage,
-            access,
-            gate: &ImageGate { image: path, options: level.options, policy: &below },
-            snapshot: if depth == 0 { self.options.snapshot.clone() } else { None },
-            data_file,
-            scratch: depth == 0 && self.options.purpose == Purpose::Scratch,
-            header_only: self.options.purpose == Purpose::Header,
-            for_check: depth == 0 && self.options.purpose == Purpose::Check,
-            options: &request.options,
-        })?;
+        let snapshot = if depth == 0 { self.options.snapshot.clone() } else { None };
+        let wanted = snapshot.is_some();
+        if wanted && driver.name() != "qcow2" {
+            return Err(Error::unsupported(format!(
+                "Block format '{}' used by device '' does not support temporarily loading \
+                 internal snapshots",
+                driver.name()
+            ))
+            .context(NO_SNAPSHOT));
+        }
+        let image = driver
+            .open(OpenContext {
+                storage,
+                access,
+                gate: &ImageGate { image: path, options: level.options, policy: &below },
+                snapshot,
+                data_file,
+                scratch: depth == 0 && self.options.purpose == Purpose::Scratch,
+                header_only: self.options.purpose == Purpose::Header,
+                for_check: depth == 0 && self.options.purpose == Purpose::Check,
+                options: &request.options,
+            })
+            .map_err(|e| {
+                let missing = wanted && e.kind() == ErrorKind::NotFound;
+                if missing { e.context(NO_SNAPSHOT) } else { e }
+            })?;
         let backing = match (self.options.depth, &request.backing) {
             (Depth::Top, _) | (_, BackingChoice::Nothing) => None,
             (Depth::Chain, BackingChoice::Given(given)) => Some((**given).clone()),
@@ -124,7 +151,7 @@ impl Opening<'_> {
                  '{first}' above it"
             ))
             .at_path(name)
-            .hint("Use 'rebase -u' to give one of them the right backing file"));
+            .hint("use 'rebase -u' to give one of them the right backing file"));
         }
         self.seen.push((name.to_owned(), dev, ino));
         Ok(())
@@ -153,7 +180,7 @@ impl Level<'_> {
     fn lock(&self, driver: &dyn Driver, file: &FileStorage, name: &str) -> Result<()> {
         let raw = driver.name() == "raw";
         let set = match (self.options.purpose, self.access) {
-            _ if self.options.sharing == Sharing::Force => return Ok(()),
+            _ if self.options.sharing != Sharing::Locked => return Ok(()),
             (Purpose::Header, _) if raw => return Ok(()),
             (Purpose::Header, _) => LockSet::INSPECT,
             (_, Access::Write) if raw => LockSet::RAW_RESIZE,
@@ -196,14 +223,18 @@ fn in_backing(error: Error) -> Error {
     error.context("Could not open backing file")
 }
 
-/// The driver that was asked for, or the one that fits.
-fn choose_driver(request: &OpenRequest, file: &FileStorage) -> Result<&'static dyn Driver> {
-    if let Some(name) = &request.driver {
-        // A protocol as the top of a tree is the file as it is.
-        let name = if matches!(name.as_str(), "file" | "host_device") { "raw" } else { name };
-        return format::driver(name)
-            .ok_or_else(|| Error::unsupported(format!("Unknown driver '{name}'")));
-    }
+/// The driver that was asked for. An unknown one is complained about before any file is touched.
+fn asked_driver(request: &OpenRequest) -> Result<Option<&'static dyn Driver>> {
+    let Some(name) = &request.driver else { return Ok(None) };
+    // A protocol as the top of a tree is the file as it is.
+    let name = if matches!(name.as_str(), "file" | "host_device") { "raw" } else { name };
+    format::driver(name)
+        .map(Some)
+        .ok_or_else(|| Error::unsupported(format!("Unknown driver '{name}'")))
+}
+
+/// The driver that fits what the file begins with.
+fn probe_driver(request: &OpenRequest, file: &FileStorage) -> Result<&'static dyn Driver> {
     let (start, _) = request.window.unwrap_or((0, None));
     let mut head = vec![0u8; small(file.len()?.saturating_sub(start)).min(PROBE_LEN)];
     file.read_at(start, &mut head)

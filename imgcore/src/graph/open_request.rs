@@ -82,11 +82,12 @@ impl OpenRequest {
             Filename::Protocol { driver, .. } => Err(refused(
                 name,
                 Error::unsupported(format!("Protocol '{driver}' is not supported"))
-                    .hint("Copy the image to a file first, or attach it as a block device"),
+                    .hint("copy the image to a file first, or attach it as a block device"),
             )),
             Filename::Json(spec) => {
                 let mut request = OpenRequest::from_spec(&spec, name)?;
-                request.driver = request.driver.or_else(|| driver.map(str::to_owned));
+                // What the command line says stands above what the description says.
+                request.driver = driver.map(str::to_owned).or(request.driver);
                 Ok(request)
             }
         }
@@ -121,8 +122,10 @@ pub enum Sharing {
     /// Locks are taken.
     #[default]
     Locked,
-    /// No locks: the image may change while it is read (`-U`).
+    /// No locks: the image may change while it is read (`-U`). Never for writing.
     Force,
+    /// No locks at all (`locking=off`): the user keeps others away himself.
+    Off,
 }
 
 /// How much of a chain to open.
@@ -234,7 +237,7 @@ fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
             return Err(Error::unsupported(format!(
                 "an image inside a '{driver}' image cannot be opened"
             ))
-            .hint("Convert the outer image to raw first"));
+            .hint("convert the outer image to raw first"));
         }
         Some(driver) => {
             return Err(Error::unsupported(format!("Protocol '{driver}' is not supported")));
@@ -245,7 +248,7 @@ fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
     request.sharing = request.sharing.or(lower.sharing);
     request.read_only = request.read_only.or(lower.read_only);
     if file.locking == Some(spec::Locking::Off) {
-        request.sharing = Some(Sharing::Force);
+        request.sharing = request.sharing.or(Some(Sharing::Off));
     }
     Ok(())
 }

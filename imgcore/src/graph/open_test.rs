@@ -46,3 +46,43 @@ fn a_writer_excludes_a_stable_reader() {
     let forced = OpenOptions { sharing: Sharing::Force, ..source };
     assert!(open(&OpenRequest::file(&name), &forced).is_ok());
 }
+
+#[test]
+fn a_circle_of_backing_files_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    for (name, backing) in [("a", "b"), ("b", "a")] {
+        let Some(driver) = format::driver("qcow2") else { return };
+        let output = crate::graph::output::Output::new(
+            &path(name),
+            CacheMode::Unsafe,
+            crate::graph::output::Overwrite::Allow,
+        );
+        let new = crate::graph::create::NewImage {
+            driver,
+            size: 1 << 20,
+            options: &format::CreateOptions::default(),
+            backing: Some(BackingRef { name: backing.into(), format: Some("qcow2".into()) }),
+            backing_image: None,
+        };
+        crate::graph::create::create(&new, &output).unwrap();
+        output.commit(crate::graph::output::Durability::Fast).unwrap();
+    }
+    let e = open(&OpenRequest::file(path("a")), &OpenOptions::default()).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Corrupt);
+    assert!(e.report().contains("is a circle"), "{}", e.report());
+}
+
+#[test]
+fn forced_sharing_never_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("a.raw");
+    std::fs::write(&name, vec![0u8; 4096]).unwrap();
+    let request = OpenRequest::file(name.to_string_lossy()).with_driver(Some("raw"));
+    let forced = OpenOptions { sharing: Sharing::Force, ..OpenOptions::default() };
+    assert!(open(&request, &forced).is_ok());
+    let refused = open(&request, &forced.clone().writable()).unwrap_err();
+    assert!(refused.report().contains("force-share=on"), "{refused:?}");
+    let unlocked = OpenOptions { sharing: Sharing::Off, ..forced };
+    assert!(open(&request, &unlocked.writable()).is_ok());
+}

@@ -143,13 +143,17 @@ impl Output {
             storage.lock(LockSet::EXCLUSIVE_WRITE, shown)?;
             return Ok(new(None, storage, None));
         }
+        // Never renamed over: `/dev/null` is a device to everybody, not a file of ours.
+        if let Some(kind) = old.as_ref().and_then(special) {
+            return Err(not_writable(shown, kind));
+        }
         let replaced = match &old {
             None => None,
             Some(meta) => {
                 if self.overwrite == Overwrite::Refuse && meta.len() > 0 {
                     return Err(Error::invalid(format!("'{shown}' exists and is not empty"))
                         .at_path(shown)
-                        .hint("Use --force to replace it"));
+                        .hint("use --force to replace it"));
                 }
                 let writable = FileOptions { writable: true, ..FileOptions::default() };
                 let replaced = FileStorage::open(&path, writable)?;
@@ -210,7 +214,11 @@ impl Output {
             // Its former writer may have finished (and renamed it) between opening and locking.
             let (ours, there) = (file.metadata()?, std::fs::metadata(part));
             if there.is_ok_and(|t| (t.dev(), t.ino()) == (ours.dev(), ours.ino())) {
-                file.set_len(0)?;
+                // Only what is there: ext4 writes a file out at its last close if it was ever truncated
+                // to nothing.
+                if ours.len() > 0 {
+                    file.set_len(0)?;
+                }
                 return Ok(file);
             }
         }
@@ -297,6 +305,10 @@ fn commit_files(files: &mut [NewFile], durability: Durability) -> Result<()> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for file in files.iter_mut() {
         let Some(part) = &file.part else { continue };
+        // What stands there may have changed since the beginning.
+        if let Some(kind) = std::fs::symlink_metadata(&file.path).ok().as_ref().and_then(special) {
+            return Err(not_writable(file.storage.name(), kind));
+        }
         std::fs::rename(part, &file.path).map_err(|e| {
             Error::io(&e).context(format!("Could not create '{}'", file.storage.name()))
         })?;
@@ -313,6 +325,25 @@ fn commit_files(files: &mut [NewFile], durability: Durability) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a thing is called that is neither a regular file nor a block device, a folder or a link.
+fn special(meta: &std::fs::Metadata) -> Option<&'static str> {
+    let kind = meta.file_type();
+    if kind.is_char_device() {
+        Some("character device")
+    } else if kind.is_fifo() {
+        Some("pipe")
+    } else if kind.is_socket() {
+        Some("socket")
+    } else {
+        None
+    }
+}
+
+fn not_writable(shown: &str, kind: &str) -> Error {
+    Error::invalid(format!("'{shown}' is a {kind}; images are written to files and block devices"))
+        .at_path(shown)
 }
 
 fn part_name(path: &Path) -> PathBuf {

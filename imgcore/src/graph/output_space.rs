@@ -31,5 +31,5 @@ pub fn no_space(target: &str, folder: &Path, needed: u64, free: u64) -> Error {
             folder.display()
         ))
         .at_path(target)
-        .hint("Free some space, or choose a target on another file system")
+        .hint("free some space, or choose a target on another file system")
 }

@@ -75,3 +75,20 @@ fn refusing_to_overwrite() {
     let e = output("/no/such/folder/x").main().unwrap_err();
     assert_eq!(e.report(), "Could not create '/no/such/folder/x': No such file or directory");
 }
+
+#[test]
+fn what_is_no_file_is_never_renamed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = path(&dir, "pipe");
+    nix::unistd::mkfifo(target.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let refused = output(&target).main().unwrap_err();
+    assert!(refused.report().contains("is a pipe"), "{refused:?}");
+    assert_eq!(names(&dir), ["pipe"]);
+    // Also where it came while the image was being written.
+    let late = path(&dir, "late");
+    let out = output(&late);
+    out.main().unwrap().write_at(0, b"new").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(&late).unwrap();
+    assert!(out.commit(Durability::Fast).unwrap_err().report().contains("is a socket"));
+    assert_eq!(names(&dir), ["late", "pipe"]);
+}

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{ImageArg, Job};
 use crate::Error;
 use crate::format::{CheckReport, Repair};
+use crate::graph::open::{Depth, Purpose};
 
 /// What to do.
 #[derive(Clone, Debug, Default)]
@@ -50,10 +51,57 @@ impl CheckFailure {
     }
 }
 
+impl From<Error> for CheckFailure {
+    fn from(error: Error) -> Self {
+        CheckFailure::Failed(error)
+    }
+}
+
 /// Checks an image. Findings are told to the watcher line by line (`note`).
+///
+/// After a repair the image is looked at once more: what counts is what is left, and what the first
+/// pass mended is added as fixed.
 pub fn check(
-    _options: &CheckOptions,
-    _job: &Job<'_>,
+    options: &CheckOptions,
+    job: &Job<'_>,
 ) -> std::result::Result<CheckOutcome, CheckFailure> {
-    Err(CheckFailure::NotSupported)
+    let mut how = options.image.options(job);
+    if options.repair != Repair::Nothing {
+        how = how.writable();
+    }
+    how.purpose = Purpose::Check;
+    // As QEMU: whether the chain is whole is part of opening it.
+    how.depth = Depth::Chain;
+    let node = options.image.open(job, &how)?;
+    let look = |repair| match node.image().check(repair, job.watcher) {
+        None => Err(CheckFailure::NotSupported),
+        Some(report) => report.map_err(|e| CheckFailure::Failed(e.context("Check failed"))),
+    };
+    let mut report = look(options.repair)?;
+    if options.repair != Repair::Nothing && (report.corruptions_fixed > 0 || report.leaks_fixed > 0)
+    {
+        let (corruptions, leaks) = (report.corruptions_fixed, report.leaks_fixed);
+        report = look(Repair::Nothing)?;
+        report.corruptions_fixed = corruptions;
+        report.leaks_fixed = leaks;
+    }
+    if options.repair != Repair::Nothing {
+        node.close()?;
+    }
+    Ok(CheckOutcome {
+        filename: node.name().to_owned(),
+        format: node.image().format_name().to_owned(),
+        exit_code: exit_code(&report),
+        report,
+    })
+}
+
+fn exit_code(report: &CheckReport) -> u8 {
+    if report.corruptions > 0 {
+        2
+    } else if report.leaks > 0 {
+        3
+    } else {
+        u8::from(report.check_errors > 0)
+    }
 }

@@ -1,8 +1,22 @@
 //! `dd`: a part of an image into a new one, in blocks.
+//!
+//! As in qemu-img, `count` is counted from the beginning of the input (blocks skipped are part of
+//! it), and everything is stored, zeroes too.
 
 use super::convert::Overwrite;
+use super::create::{find_driver, set_size};
 use super::{ImageArg, Job};
+use crate::format::{CreateOptions, check_cancelled};
+use crate::graph::create::{NewImage, create};
+use crate::graph::open::{OpenOptions, Purpose};
+use crate::graph::output::{Durability, Output};
+use crate::num::{len_u64, small};
+use crate::opts::filename::{self, Filename};
+use crate::storage::CacheMode;
 use crate::{Error, Result};
+
+/// Bytes copied at a time; the block size decides only where the copy begins and ends.
+const PIECE: usize = 1 << 20;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -39,6 +53,53 @@ impl DdOptions {
 }
 
 /// Copies.
-pub fn dd(_options: &DdOptions, _job: &Job<'_>) -> Result<()> {
-    Err(Error::unsupported("not yet"))
+pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
+    let driver = find_driver(&options.output_driver)?;
+    let Filename::Path(path) = filename::parse(&options.output)? else {
+        return Err(Error::unsupported("Only files and block devices can be written")
+            .context(options.output.clone()));
+    };
+    let mut how = options.input.options(job);
+    how.purpose = Purpose::Source;
+    let input = options.input.open(job, &how)?;
+    let bytes = |blocks: u64| blocks.checked_mul(options.block_size);
+    let end = match options.count.and_then(bytes) {
+        Some(limit) => limit.min(input.virtual_size()),
+        None => input.virtual_size(),
+    };
+    let start = bytes(options.skip).filter(|&s| s <= end);
+    if start.is_none() {
+        job.watcher.note(&format!("error: {}: cannot skip to specified offset", input.name()));
+    }
+    let start = start.unwrap_or(end);
+    let size = end - start;
+    let failed =
+        |e: Error| e.context(format!("{}: error while creating output image", options.output));
+    let mut create_options = CreateOptions::default();
+    set_size(&mut create_options, size);
+    driver.resolve_options(&mut create_options, size).map_err(failed)?;
+    let output = Output::new(&path, CacheMode::Writeback, options.overwrite);
+    crate::graph::output_space::ensure_space(&options.output, &output.folder(), size)?;
+    let new =
+        NewImage { driver, size, options: &create_options, backing: None, backing_image: None };
+    create(&new, &output).map_err(failed)?;
+    let how = OpenOptions { purpose: Purpose::Scratch, ..OpenOptions::default() };
+    let target = output.open_image(driver, &how)?;
+    let mut buf = vec![0u8; PIECE];
+    let mut done = 0;
+    while done < size {
+        check_cancelled(job.watcher)?;
+        let part = &mut buf[..small(size - done).min(PIECE)];
+        input
+            .read(start + done, part)
+            .map_err(|e| e.context("error while reading from input image file"))?;
+        target
+            .write(done, part)
+            .map_err(|e| e.context("error while writing to output image file"))?;
+        done += len_u64(part.len());
+        job.watcher.progress(done, size);
+    }
+    target.close()?;
+    drop(target);
+    output.commit(Durability::Synced)
 }

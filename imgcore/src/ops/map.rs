@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::source::{Run, Walk};
 use super::{ImageArg, Job};
+use crate::format::check_cancelled;
 use crate::{Error, Result};
 
 /// What to do.
@@ -17,7 +19,7 @@ pub struct MapOptions {
 }
 
 /// A run of guest bytes, in QEMU's field names and order (`qapi/block-core.json`, `MapEntry`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapEntry {
     /// Guest offset.
     pub start: u64,
@@ -36,16 +38,76 @@ pub struct MapEntry {
     /// Where in `filename`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// The file that has it (human form; JSON shows it only where it is not the image's own).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The file that has it, for the human form; qemu-img's JSON does not have it.
+    #[serde(skip)]
     pub filename: Option<String>,
 }
 
-/// Calls `each` with every run in order.
+impl MapEntry {
+    /// Whether `next` goes on where this ends, as the same kind.
+    fn joins(&self, next: &MapEntry) -> bool {
+        let kind = |e: &MapEntry| (e.depth, e.present, e.zero, e.data, e.compressed);
+        self.length > 0
+            && kind(self) == kind(next)
+            && self.filename == next.filename
+            && self.offset.map(|o| o + self.length) == next.offset
+    }
+}
+
+/// Calls `each` with every run in order. The last call is also made for an empty range, with an entry
+/// of length 0.
 pub fn map(
-    _options: &MapOptions,
-    _job: &Job<'_>,
-    _each: &mut dyn FnMut(MapEntry) -> Result<()>,
+    options: &MapOptions,
+    job: &Job<'_>,
+    each: &mut dyn FnMut(MapEntry) -> Result<()>,
 ) -> Result<()> {
-    Err(Error::unsupported("not yet"))
+    let node = options.image.open(job, &options.image.options(job))?;
+    let walk = Walk::chain(&node);
+    let size = node.virtual_size();
+    let end = options.max_length.map_or(size, |l| options.start.saturating_add(l).min(size));
+    let mut current = MapEntry { start: options.start, ..MapEntry::default() };
+    loop {
+        let at = current.start + current.length;
+        if at >= end {
+            break;
+        }
+        check_cancelled(job.watcher)?;
+        let run = walk
+            .run(at, end - at)
+            .map_err(|e| e.context("Could not read image metadata").at_offset(at))?;
+        let next = entry(&walk, at, &run);
+        if current.joins(&next) {
+            current.length += next.length;
+        } else {
+            if current.length > 0 {
+                each(current)?;
+            }
+            current = next;
+        }
+    }
+    each(current)
+}
+
+fn entry(walk: &Walk<'_>, at: u64, run: &Run) -> MapEntry {
+    let place = if run.compressed { None } else { run.place };
+    let filename = place.and_then(|(storage, _)| {
+        let node = walk.image(run.link)?;
+        Some(node.host_name(storage).to_owned())
+    });
+    MapEntry {
+        start: at,
+        length: run.len,
+        depth: u32::try_from(run.link).unwrap_or(u32::MAX),
+        present: run.allocated,
+        zero: run.is_zero(),
+        data: run.stored,
+        compressed: run.compressed,
+        offset: place.map(|(_, offset)| offset.0),
+        filename,
+    }
+}
+
+/// What the human form says of data that it cannot place.
+pub fn unplaced() -> Error {
+    Error::unsupported("File contains external, encrypted or compressed clusters.")
 }

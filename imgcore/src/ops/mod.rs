@@ -12,16 +12,25 @@ pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod create;
+pub mod creation;
 pub mod dd;
 pub mod info;
 pub mod map;
 pub mod measure;
+pub mod parallel;
+pub mod rate;
 pub mod rebase;
 pub mod resize;
+pub mod selector;
 pub mod snapshot;
+pub mod source;
 
-use crate::format::Watcher;
-use crate::graph::open::{OpenOptions, OpenRequest, Policy, Sharing};
+use std::sync::Arc;
+
+use crate::Result;
+use crate::format::{Access, Watcher};
+use crate::graph::Node;
+use crate::graph::open::{OpenOptions, OpenRequest, Policy, Sharing, open};
 use crate::storage::CacheMode;
 
 /// What every job gets besides its options.
@@ -58,5 +67,21 @@ impl ImageArg {
             policy: job.policy.clone(),
             ..OpenOptions::default()
         }
+    }
+
+    /// Opens it. Writing to a file that was only guessed to be raw is worth a warning.
+    fn open(&self, job: &Job<'_>, options: &OpenOptions) -> Result<Arc<Node>> {
+        let guessed = options.access == Access::Write && self.request.driver.is_none();
+        let node = open(&self.request, options)?;
+        if guessed && node.image().format_name() == "raw" {
+            job.watcher.note(&format!(
+                "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
+                 Automatically detecting the format is dangerous for raw images, write operations \
+                 on block 0 will be restricted.\n         \
+                 Specify the 'raw' format explicitly to remove the restrictions.",
+                node.name()
+            ));
+        }
+        Ok(node)
     }
 }

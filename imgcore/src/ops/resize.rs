@@ -1,8 +1,9 @@
 //! `resize`: another size of the guest's disk.
 
 use super::{ImageArg, Job};
+use crate::graph::open::Depth;
 use crate::storage::Preallocation;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The new size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,59 @@ pub struct ResizeReport {
     pub new_size: u64,
 }
 
-/// Resizes.
-pub fn resize(_options: &ResizeOptions, _job: &Job<'_>) -> Result<ResizeReport> {
-    Err(Error::unsupported("not yet"))
+/// Resizes. What a grown disk shows in its new part is zero, also where a longer backing file has
+/// bytes there, so the chain is opened too.
+pub fn resize(options: &ResizeOptions, job: &Job<'_>) -> Result<ResizeReport> {
+    let mut how = options.image.options(job).writable();
+    how.depth = Depth::Chain;
+    let node = options.image.open(job, &how)?;
+    let old_size = node.virtual_size();
+    let new_size = match options.change {
+        SizeChange::To(size) => Some(size),
+        SizeChange::Grow(more) => old_size.checked_add(more),
+        SizeChange::Shrink(less) => old_size.checked_sub(less),
+    };
+    let new_size = new_size
+        .filter(|&n| n > 0 && i64::try_from(n).is_ok())
+        .ok_or_else(|| Error::invalid("New image size must be positive"))?;
+    if new_size <= old_size && options.preallocation != Preallocation::Off {
+        return Err(Error::invalid("Preallocation can only be used for growing images"));
+    }
+    if new_size < old_size && options.shrinking == Shrinking::Refuse {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            "Use the --shrink option to perform a shrink operation.",
+        )
+        .hint(SHRINK_WARNING));
+    }
+    node.resize(new_size, options.preallocation).map_err(wording)?;
+    if new_size > old_size {
+        hide_backing(&node, old_size, new_size)?;
+    }
+    node.close()?;
+    Ok(ResizeReport { old_size, new_size: node.virtual_size() })
+}
+
+/// The advice that goes with a refused shrink.
+const SHRINK_WARNING: &str = "warning: Shrinking an image will delete all data beyond the shrunken \
+    image's end. Before performing such an operation, make sure there is no important data there.";
+
+/// The system's refusals are told with what was tried; a format's own words stand for themselves.
+fn wording(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Io(_) | ErrorKind::NotFound if std::error::Error::source(&error).is_none() => {
+            error.context("Could not resize file")
+        }
+        _ => error,
+    }
+}
+
+/// Zeroes the part of a grown disk in which a longer backing file would show through.
+pub(super) fn hide_backing(node: &crate::graph::Node, from: u64, to: u64) -> Result<()> {
+    let Some(below) = node.backing() else { return Ok(()) };
+    let end = below.virtual_size().min(to);
+    if end <= from {
+        return Ok(());
+    }
+    node.write_zeroes(from, end - from, crate::format::ZeroSpace::Keep)
 }

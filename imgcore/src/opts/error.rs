@@ -17,7 +17,7 @@ impl OptError {
         OptError { message: message.into(), hints: Vec::new() }
     }
 
-    /// Adds a line of advice.
+    /// Adds a line of advice (see [`crate::Error::hint`] for its first letter).
     #[must_use]
     pub fn hint(mut self, line: impl Into<String>) -> Self {
         self.hints.push(line.into());

@@ -8,7 +8,6 @@
 //! a number may stand: [`size::size_argument`] for a size on the command line, [`value::size`] for
 //! one inside `-o`, [`value::number`] for a plain number inside `-o`.
 
-pub mod creation;
 pub mod error;
 pub mod filename;
 pub mod human;
@@ -16,7 +15,6 @@ pub mod json;
 pub mod list;
 pub mod secret;
 pub mod size;
-pub mod snapshot;
 pub mod spec;
 pub mod tree;
 pub mod value;

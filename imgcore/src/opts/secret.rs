@@ -83,7 +83,7 @@ pub fn parse(text: &str) -> Result<SecretDef, OptError> {
     if kind != "secret" {
         return Err(if OTHER_OBJECTS.contains(&kind.as_str()) {
             OptError::new(format!("Objects of type '{kind}' are not supported"))
-                .hint("Only 'secret' objects are: --object secret,id=ID,file=NAME")
+                .hint("only 'secret' objects are: --object secret,id=ID,file=NAME")
         } else {
             OptError::not_accepted("qom-type", &kind)
         });
@@ -101,7 +101,7 @@ pub fn parse(text: &str) -> Result<SecretDef, OptError> {
         return Err(OptError::new(format!(
             "Secret '{id}' is itself encrypted (keyid, iv): not supported"
         ))
-        .hint("Give the passphrase in a file only you can read: --object secret,id=ID,file=NAME"));
+        .hint("give the passphrase in a file only you can read: --object secret,id=ID,file=NAME"));
     }
     if let Some((key, _)) = flat.iter().next() {
         return Err(OptError::new(format!("Parameter '{key}' is unexpected")));

@@ -458,7 +458,7 @@ fn take_backing(spec: &mut ImageSpec, flat: &mut Flat) -> Result<(), OptError> {
 fn no_such_node(name: &str, below: &Flat) -> OptError {
     if below.is_empty() {
         return OptError::new(format!("Cannot find device='{name}' nor node-name='{name}'"))
-            .hint(format!("To name a file, write file.filename={}", list::escape(name)));
+            .hint(format!("to name a file, write file.filename={}", list::escape(name)));
     }
     OptError::new(
         "Cannot reference an existing block device with additional options or a new filename",

@@ -13,8 +13,10 @@ pub fn size(name: &str, text: &str) -> Result<u64, OptError> {
         Err(SizeError::Malformed) => Err(OptError::new(format!(
             "Parameter '{name}' expects a non-negative number below 2^64"
         ))
-        .hint("Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-")
-        .hint("and exabytes, respectively.")),
+        .hint(
+            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand \
+             exabytes, respectively.",
+        )),
     }
 }
 

@@ -83,6 +83,9 @@ impl FileStorage {
     /// Opens an existing file or device.
     pub fn open(path: &Path, options: FileOptions) -> Result<Self> {
         let name = path.to_string_lossy().into_owned();
+        if name.is_empty() {
+            return Err(Error::invalid("The 'file' block driver requires a file name"));
+        }
         let mut how = OpenOptions::new();
         how.read(true).write(options.writable);
         // O_NONBLOCK: opening a FIFO must not hang; it has no effect on files and disks.
@@ -111,7 +114,7 @@ impl FileStorage {
                 Error::io(&e).context(format!("Could not create '{name}'")).at_path(&name)
             })?;
         let storage = Self::from_file(file, name, FileOptions { writable: true, ..options })?;
-        if !storage.device {
+        if !storage.device && storage.len()? > 0 {
             storage.file.set_len(0).map_err(|e| storage.error(&e, 0))?;
         }
         Ok(storage)
@@ -122,15 +125,10 @@ impl FileStorage {
         let meta = file.metadata().map_err(|e| Error::io(&e).at_path(&name))?;
         let kind = meta.file_type();
         let device = kind.is_block_device();
-        if kind.is_dir() {
-            return Err(Error::errno(libc::EISDIR)
-                .context(format!("Could not open '{name}'"))
-                .at_path(&name));
-        }
-        if !device && !kind.is_file() {
+        if !device && !kind.is_file() && !kind.is_char_device() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("'{name}' is neither a regular file nor a block device"),
+                format!("'file' driver requires '{name}' to be a regular file"),
             )
             .at_path(&name));
         }
@@ -253,6 +251,16 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Whoever opens the file for direct I/O finds out the alignment by reading its first block; on some
+    /// network file systems a hole there would answer anything. QEMU allocates it for the same reason.
+    fn allocate_first_block(&self, len: u64) -> Result<()> {
+        match len {
+            0 => Ok(()),
+            1..4096 => self.write_zero_bytes(0, len.min(512)),
+            _ => self.write_zero_bytes(0, 4096),
+        }
+    }
+
     fn after_write(&self) -> Result<()> {
         if self.options.cache.writethrough() { self.sync() } else { Ok(()) }
     }
@@ -337,8 +345,15 @@ impl Storage for FileStorage {
         self.sync()
     }
 
+    fn begin_writeback(&self) {
+        sparse::begin_writeback(&self.file);
+    }
+
     fn set_len(&self, len: u64, how: Preallocation) -> Result<()> {
         let old = self.len()?;
+        if len == old {
+            return Ok(());
+        }
         if self.device {
             if len <= old {
                 return Ok(());
@@ -347,10 +362,12 @@ impl Storage for FileStorage {
         }
         let at = |e: Error| e.at_path(&self.name).at_offset(len);
         if len <= old || matches!(how, Preallocation::Off | Preallocation::Metadata) {
-            return self.file.set_len(len).map_err(|e| self.error(&e, len));
+            self.file.set_len(len).map_err(|e| self.error(&e, len))?;
+            return if old == 0 { self.allocate_first_block(len) } else { Ok(()) };
         }
         if how == Preallocation::Falloc {
             return match sparse::reserve(&self.file, old, len - old).map_err(at)? {
+                Outcome::Done if old == 0 => self.allocate_first_block(len),
                 Outcome::Done => Ok(()),
                 Outcome::Unsupported => Err(at(Error::errno(libc::EOPNOTSUPP)
                     .context("Could not preallocate data for the new file"))),

@@ -8,6 +8,8 @@
 //! before it survives a crash; between two flushes the order of writes is undefined after a power
 //! failure (and the order of the calls after the death of the process).
 
+#[cfg(any(test, feature = "testing"))]
+pub mod crash;
 pub mod culprit;
 mod file;
 pub mod lock;
@@ -18,7 +20,7 @@ pub mod zero;
 
 use crate::Result;
 
-pub use file::{CacheMode, FileOptions, FileStorage};
+pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use memory::MemoryStorage;
 pub use slice::SliceStorage;
 
@@ -113,6 +115,10 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Returns when everything written so far is on stable storage.
     fn flush(&self) -> Result<()>;
 
+    /// Lets the system begin to write out what was written so far, without waiting: a flush later on
+    /// then has less to wait for. May do nothing.
+    fn begin_writeback(&self) {}
+
     /// Sets the length. Growth reads as zeroes and is reserved as `how` says.
     fn set_len(&self, len: u64, how: Preallocation) -> Result<()>;
 
@@ -145,6 +151,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
 
     /// The open file behind this storage, if it is one from offset 0 on.
     fn as_file(&self) -> Option<&std::fs::File> {
+        None
+    }
+
+    /// The storage that this one is a window on.
+    fn whole(&self) -> Option<&dyn Storage> {
         None
     }
 

@@ -82,6 +82,10 @@ impl Storage for SliceStorage {
         }
     }
 
+    fn whole(&self) -> Option<&dyn Storage> {
+        Some(self.inner.whole().unwrap_or(&*self.inner))
+    }
+
     fn limits(&self) -> Limits {
         self.inner.limits()
     }

@@ -176,3 +176,9 @@ pub fn device_zero(file: &File, offset: u64, len: u64) -> Result<Outcome> {
     // SAFETY: the kernel only reads the two numbers behind the pointer.
     outcome(unsafe { ioctls::blkzeroout(file.as_raw_fd(), &raw const range) }.map(drop))
 }
+
+/// Begins to write out dirty pages of a file and does not wait. Advice: failing is no error.
+pub fn begin_writeback(file: &File) {
+    // SAFETY: a system call on an open descriptor without any pointers.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}

@@ -15,9 +15,9 @@ use crate::format::{
 };
 use crate::num::{checked_round_up, small};
 use crate::storage::{Preallocation, Storage};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
-const fn option(
+pub(super) const fn option(
     name: &'static str,
     kind: OptionKind,
     default: Option<&'static str>,
@@ -147,7 +147,7 @@ impl Choices {
         if options.flag("encryption") == Some(true) || options.text("encrypt.format").is_some() {
             return Err(Error::unsupported("creating encrypted qcow2 images is not supported"));
         }
-        let preallocation = crate::format::raw::preallocation(
+        let preallocation = crate::format::options::preallocation(
             options,
             &[Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full],
         )?;
@@ -186,6 +186,12 @@ impl Choices {
         }
         let data_file = options.text("data_file").filter(|n| !n.is_empty()).map(str::to_owned);
         let data_file_raw = options.flag("data_file_raw").unwrap_or(false);
+        // The data file must be right without looking at the tables, and they with it: every cluster is
+        // mapped.
+        let preallocation = match preallocation {
+            Preallocation::Off if data_file_raw => Preallocation::Metadata,
+            other => other,
+        };
         if data_file_raw && data_file.is_none() {
             return Err(Error::invalid("data-file-raw requires data-file"));
         }
@@ -258,6 +264,9 @@ pub(super) fn resolve(options: &mut CreateOptions, size: u64) -> Result<()> {
 /// See [`crate::format::Driver::create`].
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<()> {
     let choices = Choices::parse(cx.options, cx.backing.is_some())?;
+    if cx.backing.is_none() && cx.options.text("backing_fmt").is_some() {
+        return Err(Error::invalid("Backing format cannot be used without backing file"));
+    }
     let size = checked_round_up(cx.size, 512).ok_or_else(too_large)?;
     let mut header = choices.header(size, cx);
     let geometry = super::tables::Geometry::new(&header);
@@ -285,7 +294,8 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<()> {
 }
 
 fn too_large() -> Error {
-    Error::errno(libc::EFBIG).context(
+    Error::new(
+        ErrorKind::Io(libc::EFBIG),
         "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
     )
 }
@@ -310,7 +320,6 @@ fn place_tables(header: &mut Header, l1_entries: u64, file: &dyn Storage) -> Res
     header.reftable_offset = cluster;
     header.reftable_clusters = u32::try_from(table_clusters).map_err(|_| too_large())?;
     header.l1_size = u32::try_from(l1_entries).map_err(|_| too_large())?;
-    // An empty disk still has a place for its L1 table, as QEMU's images have.
     header.l1_offset = if l1_entries == 0 { 0 } else { (1 + table_clusters + blocks) * cluster };
     let mut table = Vec::new();
     let mut counts = vec![0u8; small(blocks * cluster)];
@@ -321,7 +330,9 @@ fn place_tables(header: &mut Header, l1_entries: u64, file: &dyn Storage) -> Res
         set_count(&mut counts, header.refcount_order, small(index), 1);
     }
     table.resize(small(table_clusters * cluster), 0);
-    file.set_len(used * cluster, Preallocation::Off)?;
+    // The last sector of the L1 table is the end of the file; what is missing of its cluster is zero.
+    let l1_bytes = crate::num::round_up(l1_entries * 8, 512);
+    file.set_len((used - l1_clusters) * cluster + l1_bytes, Preallocation::Off)?;
     file.write_at(cluster, &table)?;
     file.write_at((1 + table_clusters) * cluster, &counts)
 }

@@ -65,7 +65,7 @@ impl Qcow2Image {
     }
 
     /// Steps 1 and 2: references reach the disk before what they protect.
-    fn write_refcounts(&self, tables: &mut Tables) -> Result<()> {
+    pub(super) fn write_refcounts(&self, tables: &mut Tables) -> Result<()> {
         let file = &*self.file;
         if tables.refs.write_blocks(file)? {
             self.barrier()?;

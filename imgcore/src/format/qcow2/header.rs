@@ -297,13 +297,8 @@ impl Header {
         }
     }
 
-    /// The header as bytes: fixed fields, extensions, backing file name. Fails if they do not fit in
-    /// the first cluster.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let header_len = match self.version {
-            2 => layout::V2_HEADER_LEN,
-            _ => len_u64(size_of::<RawHeader>() + self.unknown_fields.len()),
-        };
+    /// All header extensions, with this feature name table (if not empty).
+    fn extension_bytes(&self, names: &[u8]) -> Vec<u8> {
         let mut tail = Vec::new();
         if let (Some(_), Some(format)) = (&self.backing_name, &self.backing_format) {
             push_extension(&mut tail, ext::BACKING_FORMAT, format.as_bytes());
@@ -316,13 +311,32 @@ impl Header {
         if let Some(crypto) = self.extension(ext::CRYPTO) {
             push_extension(&mut tail, ext::CRYPTO, crypto);
         }
-        if self.version >= 3 {
-            push_extension(&mut tail, ext::FEATURE_NAMES, &own_feature_names());
-        }
+        // What changes while the image is used comes first, so that it lies in the first sector, which is
+        // written whole or not at all; then the long table that never changes.
         for e in self.extensions.iter().filter(|e| e.kind != ext::CRYPTO) {
             push_extension(&mut tail, e.kind, &e.data);
         }
+        if !names.is_empty() {
+            push_extension(&mut tail, ext::FEATURE_NAMES, names);
+        }
         push_extension(&mut tail, ext::END, &[]);
+        tail
+    }
+
+    /// The header as bytes: fixed fields, extensions, backing file name. Fails if they do not fit in
+    /// the first cluster.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let header_len = match self.version {
+            2 => layout::V2_HEADER_LEN,
+            _ => len_u64(size_of::<RawHeader>() + self.unknown_fields.len()),
+        };
+        let names = if self.version >= 3 { own_feature_names() } else { Vec::new() };
+        let name_len = self.backing_name.as_ref().map_or(0, String::len);
+        let mut tail = self.extension_bytes(&names);
+        // The feature name table only helps messages; small clusters may have no room for it.
+        if header_len + len_u64(tail.len() + name_len) > self.cluster_size() {
+            tail = self.extension_bytes(&[]);
+        }
         let name = self.backing_name.as_deref().unwrap_or("").as_bytes();
         let name_offset = if name.is_empty() { 0 } else { header_len + len_u64(tail.len()) };
         let total = header_len + len_u64(tail.len()) + len_u64(name.len());

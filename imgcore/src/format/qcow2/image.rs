@@ -9,8 +9,8 @@ use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
-    BackingRef, Encoder, Extent, Grant, Granularity, Image, ImageInfo, Level, Resize, StorageId,
-    ZeroSpace,
+    BackingRef, BitmapStore, CheckReport, CreateOptions, Encoder, Extent, Grant, Granularity,
+    Image, ImageInfo, Level, Repair, Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
 };
 use crate::num::GuestOffset;
 use crate::storage::Storage;
@@ -28,14 +28,14 @@ pub struct Qcow2Image {
     pub(super) writable: bool,
     /// Unfinished private target: no barriers.
     pub(super) scratch: bool,
-    /// Shows an internal snapshot.
-    pub(super) snapshot_view: bool,
     /// Why guest data cannot be read although the header can (encryption, missing data file).
     pub(super) unreadable: Option<String>,
     /// Whether the file looks preallocated without data; found out when first asked.
     pub(super) preallocated: OnceLock<bool>,
     /// The compressed cluster read last.
     pub(super) decoded: Mutex<DecodedCluster>,
+    /// Enabled bitmaps.
+    pub(super) recorder: super::bitmap::Recorder,
 }
 
 impl Qcow2Image {
@@ -76,19 +76,14 @@ impl Qcow2Image {
         }
         let mut tables = self.write_tables();
         let found = if self.data_file.is_some() {
-            // An external file is asked for its holes itself.
-            true
+            // Host and guest offsets are the same there: nothing is preallocated beyond the file.
+            false
         } else {
             let cluster = self.geometry.cluster();
             let stored = self.file.allocated()?.unwrap_or(u64::MAX) / cluster;
             let threshold = (stored.saturating_mul(10) / 9).max(stored.saturating_add(2));
             let end = self.file.len()?.div_ceil(cluster);
-            let mut counted = 0;
-            let mut at = 0;
-            while at < end && counted < threshold {
-                counted += u64::from(tables.refs.get(&*self.file, at)? != 0);
-                at += 1;
-            }
+            let counted = tables.refs.count_used(&*self.file, end, threshold)?;
             counted >= threshold
         };
         drop(tables);
@@ -145,6 +140,10 @@ impl Image for Qcow2Image {
         self.read_compressed(at.0, buf)
     }
 
+    fn note_write(&self, at: GuestOffset, len: u64) -> Result<()> {
+        self.record_write(at.0, len)
+    }
+
     fn prepare_write(&self, at: GuestOffset, len: u64) -> Result<Grant> {
         self.grant_clusters(at.0, len)
     }
@@ -183,11 +182,28 @@ impl Image for Qcow2Image {
     }
 
     fn close(&self) -> Result<()> {
+        drop(self.finish_recording()?);
         self.close_image()
     }
 
     fn resize(&self, request: Resize) -> Result<()> {
-        self.resize_disk(request)
+        self.resize_with_bitmaps(request)
+    }
+
+    fn check(&self, repair: Repair, watcher: &dyn Watcher) -> Option<Result<CheckReport>> {
+        Some(self.check_image(repair, watcher))
+    }
+
+    fn bitmaps(&self) -> Option<&dyn BitmapStore> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn SnapshotStore> {
+        Some(self)
+    }
+
+    fn amend(&self, options: &CreateOptions, _force: bool, watcher: &dyn Watcher) -> Result<()> {
+        self.amend_image(options, watcher)
     }
 
     fn make_empty(&self) -> Result<()> {
@@ -227,7 +243,7 @@ impl Image for Qcow2Image {
             corrupt: v3.then_some(h.has(incompatible::CORRUPT)),
             refcount_bits: 1 << h.refcount_order,
             encrypt: None,
-            bitmaps: None,
+            bitmaps: self.bitmap_details(&tables)?,
             compression_type: h.compression.name().to_owned(),
         };
         Ok(ImageInfo {

@@ -24,6 +24,10 @@ enum Found {
 impl Qcow2Image {
     /// See [`crate::format::Image::map`].
     pub(super) fn map_range(&self, at: GuestOffset, len: u64) -> Result<Extent> {
+        self.find(at, len).map_err(|e| e.at_path(self.file.name()))
+    }
+
+    fn find(&self, at: GuestOffset, len: u64) -> Result<Extent> {
         if self.unreadable() {
             return Err(self.unreadable_error());
         }

@@ -37,6 +37,9 @@ pub(super) fn measure(
             || choices.preallocation == crate::storage::Preallocation::Full
         {
             required = data;
+        } else if has_backing {
+            // How much of the source the new image would share is not known: assume nothing.
+            required = data;
         } else {
             let mut counted_to = 0;
             (source.data_runs)(&mut |start, len| {

@@ -25,14 +25,29 @@
 //! is not used again before step 5 of the flush that unmapped it. With lazy refcounts the dirty bit is
 //! set before the first allocation and step 1 may be lost; opening for writing rebuilds the counts.
 //!
+//! Snapshots, bitmaps, amending and repairing follow the same rule with whole tables: what they add is
+//! written beside the old, one write of the header switches, then the old is dropped. Each of these files
+//! states its own order; `crash_test` replays them all.
+//!
 //! # Locks
 //!
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
 //! It is held while tables are read or written, never while guest data are.
 
+mod amend;
+mod amend_zero;
+mod bitmap;
+mod bitmap_bits;
+mod bitmap_dir;
 pub mod cache;
 mod check;
+mod check_compare;
+mod check_copied;
+mod check_counts;
+mod check_refs;
 mod compress;
+#[cfg(test)]
+mod crash_test;
 mod create;
 mod flush;
 pub mod header;
@@ -42,8 +57,11 @@ mod map;
 mod measure;
 mod open;
 pub mod refcount;
+mod repair;
 mod resize;
 mod snapshot;
+mod snapshot_refs;
+mod snapshot_table;
 pub mod tables;
 mod write;
 
@@ -76,6 +94,10 @@ impl Driver for Qcow2Driver {
 
     fn create_options(&self) -> &'static [OptionSpec] {
         create::OPTIONS
+    }
+
+    fn amend_options(&self) -> &'static [OptionSpec] {
+        amend::OPTIONS
     }
 
     fn supports_backing(&self) -> bool {

@@ -125,6 +125,9 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
             "the image is encrypted (LUKS); reading encrypted data is not supported".to_owned(),
         ),
     };
+    if let Some(why) = unreadable.take_if(|_| !cx.header_only && !cx.for_check) {
+        return Err(Error::unsupported(why));
+    }
     let data_file = open_data_file(&header, cx, &mut unreadable)?;
     let l1 = read_table(&**file, header.l1_offset, u64::from(header.l1_size))?;
     let reftable = read_table(
@@ -149,10 +152,10 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         size: AtomicU64::new(size),
         writable: writable && cx.snapshot.is_none(),
         scratch: cx.scratch,
-        snapshot_view: cx.snapshot.is_some(),
         unreadable,
         preallocated: OnceLock::new(),
         decoded: Mutex::new(DecodedCluster::default()),
+        recorder: super::bitmap::Recorder::default(),
     };
     if let Some(wanted) = &cx.snapshot {
         image.show_snapshot(wanted)?;

@@ -310,6 +310,27 @@ impl Refcounts {
         Ok(start)
     }
 
+    /// How many of the first `end` clusters are in use; stops counting at `enough`.
+    pub fn count_used(&mut self, storage: &dyn Storage, end: u64, enough: u64) -> Result<u64> {
+        let order = self.order;
+        let (mut at, mut used) = (0, 0);
+        while at < end && used < enough {
+            let Some(block) = self.block(at)? else {
+                at = ((at >> self.block_bits()) + 1) << self.block_bits();
+                continue;
+            };
+            self.cache.make_room(1);
+            let first = self.index_in_byte(at);
+            let (bytes, from) = self.cache.load(storage, block + self.byte_in_block(at))?;
+            let counts = ((bytes.len() - from) * 8) >> order;
+            let last = counts.min(first + small(end - at));
+            let found = (first..last).filter(|&i| get_count(&bytes[from..], order, i) != 0).count();
+            used += len_u64(found);
+            at += len_u64(last - first);
+        }
+        Ok(used)
+    }
+
     /// Makes sure that the count of `cluster` can be stored.
     pub fn ensure_block(&mut self, storage: &dyn Storage, cluster: u64) -> Result<()> {
         if self.block(cluster)?.is_none() {

@@ -16,7 +16,10 @@ const STEP_CLUSTERS: u64 = 4096;
 impl Qcow2Image {
     /// See [`crate::format::Image::resize`].
     pub(super) fn resize_disk(&self, request: Resize) -> Result<()> {
-        let Resize { size, how, hide_below } = request;
+        let Resize { size, mut how, hide_below } = request;
+        if self.geometry.external_raw && how == Preallocation::Off {
+            how = Preallocation::Metadata;
+        }
         if !size.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
@@ -85,9 +88,7 @@ impl Qcow2Image {
             return Ok(());
         }
         if entries > MAX_L1_BYTES / 8 {
-            return Err(Error::errno(libc::EFBIG).context(
-                "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
-            ));
+            return Err(Error::errno(libc::EFBIG).context("Failed to grow the L1 table"));
         }
         let cluster = self.geometry.cluster();
         let have = (old_len * 8).div_ceil(cluster);
@@ -153,7 +154,7 @@ impl Qcow2Image {
     }
 
     /// Cuts unused clusters off the end of the image file.
-    fn truncate_file(&self, tables: &mut Tables) -> Result<()> {
+    pub(super) fn truncate_file(&self, tables: &mut Tables) -> Result<()> {
         let cluster = self.geometry.cluster();
         let len = self.file.len()?;
         let mut end = len.div_ceil(cluster);

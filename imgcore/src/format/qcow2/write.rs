@@ -409,7 +409,9 @@ impl Qcow2Image {
         self.begin_change(tables)?;
         let last = tables.l1.len();
         self.drop_l1_range(tables, 0, last)?;
-        self.flush_tables(tables)
+        self.flush_tables(tables)?;
+        self.drop_references(tables)?;
+        if self.data_file.is_some() { Ok(()) } else { self.truncate_file(tables) }
     }
 
     /// Unlinks L2 tables `first..last` of the L1 table and queues everything they refer to.

@@ -1,6 +1,29 @@
 //! `convert`: one or several images into one, in any format.
+//!
+//! * [`feed`] cuts the sources into chunks; ranges that need nothing cost nothing.
+//! * [`copy`] runs the threads: read, scan or encode, take turns to reserve places, write.
+//! * [`scan`] has qemu-img's rules of what counts as zero, [`place`] the target's side.
+//!
+//! The output is the same bytes for any number of threads, because chunks are cut without looking at
+//! the threads and places are reserved in guest order. Memory: one chunk per thread (256 KiB, or one
+//! unit of the target if that is larger), and its encoded form.
+//!
+//! A new target is written under a temporary name and appears when it is whole and on disk
+//! ([`crate::graph::output`]); an existing one (`-n`) is written in place.
 
+mod bitmaps;
+mod copy;
+mod feed;
 mod options;
+mod place;
+mod scan;
+mod share;
+mod space;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use options::{
     Bitmaps, Compress, ConvertOptions, ConvertReport, Durability, Offload, OnReadError, Overwrite,
@@ -8,9 +31,386 @@ pub use options::{
 };
 
 use super::Job;
+use super::create::{find_driver, parse_options, set_size, set_text};
+use super::parallel::{Failure, Turns, default_threads};
+use super::rate::Rate;
+use crate::format::{BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
+use crate::graph::Node;
+use crate::graph::create::{NewImage, create};
+use crate::graph::gate::{combine, folder_of};
+use crate::graph::open::{OpenOptions, OpenRequest, Purpose, Sharing, open};
+use crate::graph::output::Output;
+use crate::opts::filename::{self, Filename};
 use crate::{Error, Result};
+use copy::{Copy, Counters};
+use feed::{Feed, Rules, Span};
+use scan::Sparse;
+
+/// Bytes a thread works on at a time: source and target side stay in the second-level cache.
+const CHUNK: u64 = 256 << 10;
+/// The same for unusual sparse sizes: as large as qemu-img's, whose results depend on it.
+const LARGE_CHUNK: u64 = 2 << 20;
+/// Most threads; more do not help and cost memory.
+const MAX_THREADS: usize = 64;
 
 /// Converts.
-pub fn convert(_options: &ConvertOptions, _job: &Job<'_>) -> Result<ConvertReport> {
-    Err(Error::unsupported("not yet"))
+pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport> {
+    check_wishes(options)?;
+    let sources = open_sources(options, job)?;
+    let total = feed::spans(&sources, false)?.last().map_or(0, |s| s.start + s.len);
+    let chosen = match options.bitmaps {
+        Bitmaps::Ignore => Vec::new(),
+        how => bitmaps::choose(sources[0].image(), how, job)?,
+    };
+    match &options.target {
+        Target::New { filename, driver, options: given } => {
+            let new = new_target(options, &sources, filename, driver, given, total)?;
+            into_new(options, job, &sources, &new, &chosen)
+        }
+        Target::Existing { request, is_zero } => {
+            let how = OpenOptions {
+                cache: options.target_cache,
+                policy: job.policy.clone(),
+                ..OpenOptions::default()
+            }
+            .writable();
+            let target = open(request, &how)?;
+            if target.virtual_size() < total {
+                return Err(Error::invalid("output file is smaller than input file"));
+            }
+            bitmaps::require(options.bitmaps, target.image())?;
+            let state = if *is_zero { Fresh::Zero } else { Fresh::Old };
+            let has_backing = options.backing.is_some();
+            let report = fill(options, job, &sources, &target, state, has_backing)?;
+            bitmaps_over(&chosen, &sources, &target)?;
+            target.close()?;
+            Ok(report)
+        }
+    }
+}
+
+/// What the target shows where nothing was written yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fresh {
+    /// Created just now.
+    New,
+    /// The user says it is zero.
+    Zero,
+    /// Anything.
+    Old,
+}
+
+fn check_wishes(options: &ConvertOptions) -> Result<()> {
+    if options.sources.is_empty() {
+        return Err(Error::invalid("Must specify image file name"));
+    }
+    if options.sources.len() > 1 {
+        if options.bitmaps != Bitmaps::Ignore {
+            return Err(Error::invalid("Copying bitmaps only possible with single source"));
+        }
+        if options.backing.is_some() {
+            return Err(several_with_backing());
+        }
+    }
+    if options.offload == Offload::CopyRange && options.compress != Compress::No {
+        return Err(Error::invalid("Cannot enable copy offloading when -c is used"));
+    }
+    Ok(())
+}
+
+fn several_with_backing() -> Error {
+    Error::invalid(
+        "Having a backing file for the target makes no sense when concatenating multiple input \
+         images",
+    )
+}
+
+fn open_sources(options: &ConvertOptions, job: &Job<'_>) -> Result<Vec<Arc<Node>>> {
+    let one = |image: &super::ImageArg| {
+        let mut how = image.options(job);
+        how.purpose = Purpose::Source;
+        how.snapshot.clone_from(&options.snapshot);
+        image.open(job, &how)
+    };
+    options.sources.iter().map(one).collect()
+}
+
+/// A target to be created, all wishes checked.
+struct NewTarget {
+    driver: &'static dyn Driver,
+    path: String,
+    shown: String,
+    options: CreateOptions,
+    size: u64,
+    backing: Option<BackingRef>,
+}
+
+fn new_target(
+    options: &ConvertOptions,
+    sources: &[Arc<Node>],
+    shown: &str,
+    driver: &str,
+    given: &[(String, String)],
+    size: u64,
+) -> Result<NewTarget> {
+    let driver = find_driver(driver)?;
+    let name = driver.name();
+    let Filename::Path(path) = filename::parse(shown)? else {
+        return Err(Error::unsupported("Only files and block devices can be written")
+            .context(shown.to_owned()));
+    };
+    let mut create = parse_options(driver, given)?;
+    set_size(&mut create, size);
+    for (option, value) in
+        [("backing_file", &options.backing), ("backing_fmt", &options.backing_format)]
+    {
+        if let Some(value) = value
+            && !set_text(driver, &mut create, option, value)
+        {
+            let what =
+                if option == "backing_file" { "Backing file" } else { "Backing file format" };
+            return Err(Error::invalid(format!("{what} not supported for file format '{name}'")));
+        }
+    }
+    let backing = create.text("backing_file").map(|file| BackingRef {
+        name: file.to_owned(),
+        format: create.text("backing_fmt").map(str::to_owned),
+    });
+    if let Some(backing) = &backing {
+        if sources.len() > 1 {
+            return Err(several_with_backing());
+        }
+        if backing.format.is_none() {
+            return Err(Error::invalid("Use of backing file requires explicit backing format"));
+        }
+    }
+    let preallocated = !matches!(create.text("preallocation"), None | Some("off"));
+    if options.compress != Compress::No && preallocated {
+        return Err(Error::invalid("Compression and preallocation not supported at the same time"));
+    }
+    if options.bitmaps != Bitmaps::Ignore && !matches!(name, "qcow2") {
+        return Err(bitmaps::no_bitmaps(name));
+    }
+    Ok(NewTarget { driver, path, shown: shown.to_owned(), options: create, size, backing })
+}
+
+/// Creates the target under a temporary name, fills it, and gives it its name.
+fn into_new(
+    options: &ConvertOptions,
+    job: &Job<'_>,
+    sources: &[Arc<Node>],
+    new: &NewTarget,
+    chosen: &[BitmapInfo],
+) -> Result<ConvertReport> {
+    let driver = new.driver;
+    let converting =
+        |e: Error| e.context(format!("{}: error while converting {}", new.shown, driver.name()));
+    let output = Output::new(&new.path, options.target_cache, options.overwrite);
+    space::check(options, &new.shown, &output.folder(), sources, job)?;
+    // The backing file is the user's word; it is only looked at here for what the format records.
+    let mut policy = job.policy.clone();
+    let mut lower = None;
+    if let Some(backing) = &new.backing {
+        let full = combine(&new.path, &backing.name);
+        policy = policy.allow_file(Path::new(&full));
+        let how =
+            OpenOptions { sharing: options.sharing, policy: policy.clone(), ..source_options() };
+        let opened = OpenRequest::parse(&full, backing.format.as_deref())
+            .and_then(|request| open(&request, &how));
+        lower = Some(opened.map_err(|e| {
+            e.context("Could not open backing file")
+                .context(format!("Could not open '{}'", new.shown))
+        })?);
+    }
+    let mut resolved = new.options.clone();
+    driver.resolve_options(&mut resolved, new.size).map_err(converting)?;
+    let image = NewImage {
+        driver,
+        size: new.size,
+        options: &resolved,
+        backing: new.backing.clone(),
+        backing_image: lower.as_ref().map(|n| n.image()),
+    };
+    create(&image, &output).map_err(converting)?;
+    let how = OpenOptions {
+        cache: options.target_cache,
+        sharing: Sharing::Locked,
+        purpose: Purpose::Scratch,
+        policy,
+        ..OpenOptions::default()
+    };
+    let target = output.open_image(driver, &how)?;
+    bitmaps::require(options.bitmaps, target.image())?;
+    let report = fill(options, job, sources, &target, Fresh::New, new.backing.is_some())?;
+    bitmaps_over(chosen, sources, &target)?;
+    target.close()?;
+    drop(target);
+    output.commit(options.durability)?;
+    Ok(report)
+}
+
+fn source_options() -> OpenOptions {
+    OpenOptions { purpose: Purpose::Source, ..OpenOptions::default() }
+}
+
+fn bitmaps_over(chosen: &[BitmapInfo], sources: &[Arc<Node>], target: &Node) -> Result<()> {
+    if chosen.is_empty() {
+        return Ok(());
+    }
+    bitmaps::copy(chosen, sources[0].image(), target.image())
+}
+
+/// Writes the sources into an open target.
+fn fill(
+    options: &ConvertOptions,
+    job: &Job<'_>,
+    sources: &[Arc<Node>],
+    target: &Node,
+    state: Fresh,
+    has_backing: bool,
+) -> Result<ConvertReport> {
+    let spans = feed::spans(sources, has_backing)?;
+    let total = spans.last().map_or(0, |s| s.start + s.len);
+    let granularity = target.image().granularity();
+    let encode = encode_unit(options, target, &granularity)?;
+    let storage = target.image().storage(crate::format::StorageId(0));
+    let sparse = Sparse::new(options.sparse_size, u64::from(storage.limits().request_alignment));
+    let zero_init = zero_init(options, target, state, has_backing);
+    let (unit, chunk) = chunk_size(&granularity, sparse, encode);
+    let rules = Rules {
+        total,
+        dense: options.sparse_size == 0,
+        zero_init,
+        has_backing,
+        backing_end: target.backing().map_or(u64::MAX, |b| b.virtual_size()),
+        unit,
+        chunk,
+    };
+    let threads = match options.threads {
+        0 => default_threads(),
+        n => n,
+    }
+    .clamp(1, MAX_THREADS);
+    let threads = threads.min(usize::try_from(total.div_ceil(chunk)).unwrap_or(usize::MAX).max(1));
+    let (result, counters) =
+        copy_with(options, job, &spans, target, (rules, sparse, encode), threads);
+    result?;
+    let value = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
+    job.watcher.progress(total, total);
+    Ok(ConvertReport {
+        virtual_size: total,
+        bytes_read: value(&counters.read),
+        bytes_stored: value(&counters.stored),
+        bytes_offloaded: value(&counters.offloaded),
+        threads,
+    })
+}
+
+fn copy_with(
+    options: &ConvertOptions,
+    job: &Job<'_>,
+    spans: &[Span<'_>],
+    target: &Node,
+    (rules, sparse, encode): (Rules, Sparse, Option<(u64, Level)>),
+    threads: usize,
+) -> (Result<()>, Counters) {
+    let lenient = options.on_read_error == OnReadError::Salvage;
+    let granularity = target.image().granularity();
+    let step = match granularity.zero {
+        // Subclusters: allocated one by one.
+        Some(zero) if encode.is_none() && zero > 1 && zero < granularity.allocation => {
+            zero.max(sparse.align.min(rules.unit))
+        }
+        _ => rules.unit,
+    };
+    Copy {
+        spans,
+        step,
+        feed: Mutex::new(Feed::new(spans, rules, lenient)),
+        target,
+        rules,
+        sparse,
+        encode,
+        on_read_error: options.on_read_error,
+        offload: options.offload,
+        offload_works: AtomicBool::new(offload_works(options, spans, target)),
+        rate: Rate::new(options.rate),
+        job: *job,
+        turns: Turns::default(),
+        early_writeback: options.durability == Durability::Synced,
+        one_writer: writes_one_by_one(target).then(Mutex::default),
+        failure: Failure::default(),
+        counters: Counters::default(),
+    }
+    .run(threads)
+}
+
+/// Buffered writes to a regular file exclude each other in the kernel.
+fn writes_one_by_one(target: &Node) -> bool {
+    target.image().storages().iter().all(|storage| {
+        let limits = storage.limits();
+        storage.as_file().is_some() && !limits.block_device && limits.request_alignment == 1
+    })
+}
+
+/// Whether it is worth trying to copy without buffers.
+fn offload_works(options: &ConvertOptions, spans: &[Span<'_>], target: &Node) -> bool {
+    let folder = Path::new(target.name());
+    match options.offload {
+        Offload::Never => false,
+        Offload::CopyRange => true,
+        Offload::Share => spans
+            .iter()
+            .all(|s| s.walk.image(0).is_some_and(|n| share::can_share(n, folder_of(folder)))),
+    }
+}
+
+/// The unit and level of encoding, if the output is compressed: because the user wishes it or because
+/// the target takes nothing else.
+fn encode_unit(
+    options: &ConvertOptions,
+    target: &Node,
+    granularity: &Granularity,
+) -> Result<Option<(u64, Level)>> {
+    let level = match options.compress {
+        Compress::Yes(level) => level,
+        Compress::No if granularity.append_only => Level::Default,
+        Compress::No => return Ok(None),
+    };
+    match granularity.encode {
+        Some(unit) => Ok(Some((unit, level))),
+        None if may_compress(target) => Ok(None),
+        None => Err(Error::unsupported("Compression not supported for this file format")),
+    }
+}
+
+/// Whether the format has compressed images, of which `target` is none.
+pub(super) fn may_compress(target: &Node) -> bool {
+    crate::format::driver(target.image().format_name()).is_some_and(Driver::may_compress)
+}
+
+/// Whether what is not written reads as zero. An existing target is zeroed range by range where the
+/// source is zero: what lies beyond the source's end is not ours.
+fn zero_init(options: &ConvertOptions, target: &Node, state: Fresh, has_backing: bool) -> bool {
+    match state {
+        Fresh::Zero => true,
+        Fresh::New => options.sparse_size > 0 && !has_backing && target.image().zero_init(),
+        Fresh::Old => false,
+    }
+}
+
+/// The unit in which the copy decides, and the chunk.
+fn chunk_size(
+    granularity: &Granularity,
+    sparse: Sparse,
+    encode: Option<(u64, Level)>,
+) -> (u64, u64) {
+    let unit = match (encode, granularity.allocation) {
+        (Some((unit, _)), _) => unit,
+        (None, 0 | 1) => sparse.align.min(CHUNK),
+        (None, allocation) => allocation,
+    };
+    let usual = sparse.min == 0 || (sparse.min == sparse.align && sparse.align <= CHUNK);
+    let chunk = if usual { CHUNK } else { LARGE_CHUNK };
+    (unit, chunk.max(unit))
 }

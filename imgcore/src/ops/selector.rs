@@ -1,8 +1,8 @@
 //! Which internal snapshot is meant: `-l NAME`, `-l snapshot.name=NAME`, `-l snapshot.id=ID`.
 
-use super::OptError;
-use super::list::{self, FirstItem};
 use crate::format::SnapshotSelector;
+use crate::opts::OptError;
+use crate::opts::list::{self, FirstItem};
 
 /// Parses the argument of `-l`.
 pub fn parse(text: &str) -> Result<SnapshotSelector, OptError> {

@@ -32,7 +32,7 @@ pub fn describe(rows: &[OptionSpec], given: &CreateOptions) -> String {
     let mut line = String::new();
     for row in rows {
         let text = match (given.get(row.name), row.default) {
-            (Some(OptionValue::Text(t)), _) => super::list::escape(t),
+            (Some(OptionValue::Text(t)), _) => crate::opts::list::escape(t),
             (Some(OptionValue::Bool(on)), _) => (if *on { "on" } else { "off" }).to_owned(),
             // A plain number is shown signed: that is what a minus became on the way in.
             (Some(OptionValue::Number(n)), _) if row.kind == OptionKind::Number => {

@@ -1,0 +1,83 @@
+//! Real bridges, taps, nftables and dnsmasq in network namespaces. The scenarios are in `namespaces.sh`; they are
+//! skipped, loudly, where a right or a tool is missing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::process::{Command, Stdio};
+
+fn missing() -> Option<String> {
+    let usable = Command::new("unshare").args(["-mn", "true"]).stderr(Stdio::null()).status();
+    if !usable.is_ok_and(|status| status.success()) {
+        return Some("the right to make namespaces (run as root)".into());
+    }
+    let tools = ["ip", "nft", "dnsmasq", "udhcpc", "busybox", "ping", "pgrep"];
+    let found = |tool: &str| {
+        ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+            .iter()
+            .any(|folder| std::path::Path::new(folder).join(tool).exists())
+    };
+    let lacking: Vec<&str> = tools.into_iter().filter(|tool| !found(tool)).collect();
+    if lacking.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "{} (apt install iproute2 nftables dnsmasq-base udhcpc busybox iputils-ping procps)",
+        lacking.join(", ")
+    ))
+}
+
+fn scenario(name: &str) {
+    if let Some(what) = missing() {
+        eprintln!("SKIPPED namespaces::{name}: missing {what}");
+        return;
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/namespaces.sh");
+    // A process namespace of its own, so that daemons end with the test and pgrep sees only ours.
+    let output = Command::new("timeout")
+        .args(["-k", "5", "120", "unshare", "-mnpf", "--mount-proc", "bash", script])
+        .args([env!("CARGO_BIN_EXE_rhostprep"), name])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.ends_with("PASSED\n"),
+        "{name}: {}\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn nat_gives_leases_translates_and_forwards() {
+    scenario("nat");
+}
+
+#[test]
+fn isolated_guests_reach_each_other_only() {
+    scenario("isolated");
+}
+
+#[test]
+fn guests_get_through_beside_docker() {
+    scenario("docker");
+}
+
+#[test]
+fn bridge_moves_addresses_and_routes() {
+    scenario("bridge");
+}
+
+#[test]
+fn bridge_rolls_back_unless_confirmed() {
+    scenario("rollback");
+}
+
+#[test]
+fn killed_at_any_time_undo_restores() {
+    scenario("killed");
+}
+
+#[test]
+fn scripts_do_what_the_guides_do() {
+    scenario("scripts");
+}

@@ -1,0 +1,641 @@
+//! The option tables of all commands.
+//!
+//! Names and letters are those of qemu-img 10.0; `also` holds the names of 11.1 and the letters of
+//! the 1.1 days. Ours alone are `--progress=json`, `--force`, `--allow`, and `--output` where
+//! qemu-img has none.
+
+use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
+
+const FORMATS: &[&str] = &["raw", "qcow2", "vmdk"];
+const CACHE_MODES: &[&str] = &["none", "writeback", "unsafe", "writethrough", "directsync"];
+const HUMAN_JSON: &[&str] = &["human", "json"];
+
+const HELP: Opt = flag(Some('h'), "help", "Print this help and exit");
+const QUIET: Opt = flag(Some('q'), "quiet", "Print errors only");
+const PROGRESS: Opt = flag(
+    Some('p'),
+    "progress",
+    "Show progress: a bar on a terminal, percentages elsewhere; --progress=json prints one JSON \
+     object a line. SIGUSR1 prints the present state at any time",
+);
+const FORMAT: Opt = val(
+    Some('f'),
+    "format",
+    "FMT",
+    "Format of the image; probed when not given. Always give it for raw images of others: a guest \
+     can write anything at the beginning of its disk",
+)
+.values(FORMATS);
+const IMAGE_OPTS: Opt = flag(
+    None,
+    "image-opts",
+    "FILENAME is a complete image specification (driver=qcow2,file.filename=x), not a file name; \
+     excludes --format",
+);
+const FORCE_SHARE: Opt = flag(
+    Some('U'),
+    "force-share",
+    "Open for reading without locks, even while another process writes the image; what is read may \
+     be inconsistent",
+);
+const OBJECT: Opt = val(
+    None,
+    "object",
+    "OBJDEF",
+    "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT",
+);
+const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);
+// Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for
+// qemu-img must stay so.
+const OUTPUT_EXACT: Opt = Opt { id: "output", long: NO_LONG, also: &["output"], ..OUTPUT };
+const ALLOW: Opt = val(
+    None,
+    NO_LONG,
+    "DIR",
+    "Also follow names inside images (backing files, extents, data files) that lead into DIR; may \
+     be repeated. Without it only the image's own folder is followed",
+)
+.id("allow")
+.also(&["allow"])
+.under("Safety");
+const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
+    .id("force")
+    .also(&["force"])
+    .under("Safety");
+const CACHE: Opt = val(Some('t'), "cache", "CACHE", "Cache mode of the image (default writeback)")
+    .values(CACHE_MODES);
+const IMAGE: Positional = pos("FILENAME", "Image file name (or specification, with --image-opts)");
+
+const SIZES: &str =
+    "Sizes are bytes, or take a suffix k, M, G, T, P, E (powers of 1024): 20G, 1.5T.";
+
+/// Every command, sorted by name.
+pub const COMMANDS: &[Command] = &[
+    AMEND, BENCH, BITMAP, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, INFO, MAP, MEASURE, REBASE,
+    RESIZE, SNAPSHOT,
+];
+
+/// Options before the command.
+pub const GLOBAL: &[Opt] = &[
+    HELP,
+    flag(Some('V'), "version", "Print the version and exit"),
+    val(Some('T'), "trace", "TRACE", "Accepted for compatibility; there is nothing to trace"),
+];
+
+const CREATE: Command = Command {
+    name: "create",
+    about: "Create and format new image file",
+    details: "Makes an empty image. With -b the image is an overlay: it stores only what differs \
+        from the backing file, whose size it takes unless SIZE is given. Options of a format are \
+        listed by -o help.",
+    positionals: &[
+        pos("FILENAME", "Image file to create"),
+        pos("SIZE", "Size of the disk, with an optional suffix k, M, G, T, P, E").optional(),
+    ],
+    opts: &[
+        HELP,
+        QUIET,
+        OBJECT,
+        val(Some('f'), "format", "FMT", "Format of the new image (default raw)").values(FORMATS),
+        val(
+            Some('o'),
+            "options",
+            "OPTS",
+            "Options of the format: a=b,c=d; may be repeated, -o help lists them",
+        ),
+        val(Some('b'), "backing", "FILE", "Make an overlay on top of this image").under("Overlay"),
+        val(Some('F'), "backing-format", "FMT", "Format of the backing file (required with -b)")
+            .also_short(&['B'])
+            .values(FORMATS)
+            .under("Overlay"),
+        flag(Some('u'), "backing-unsafe", "Do not look at the backing file").under("Overlay"),
+        FORCE,
+        ALLOW,
+        OUTPUT_EXACT,
+        flag(Some('e'), NO_LONG, "As -o encryption=on").id("encrypt").hidden(),
+        flag(Some('6'), NO_LONG, "As -o compat6").id("compat6").hidden(),
+    ],
+    examples: &[
+        ("rimg create -f qcow2 disk.qcow2 20G", "A disk of 20 GiB that grows as it is written"),
+        (
+            "rimg create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2",
+            "An overlay: base.qcow2 stays as it is",
+        ),
+        (
+            "rimg create -f qcow2 -o preallocation=metadata,cluster_size=2M d.qcow2 1T",
+            "With options",
+        ),
+        ("rimg create -f vmdk -o subformat=streamOptimized disk.vmdk 10G", "A VMware disk"),
+        ("rimg create -f qcow2 -o help", "List the options of qcow2"),
+    ],
+    exit_codes: &[],
+};
+
+const INFO: Command = Command {
+    name: "info",
+    about: "Display information about image",
+    details: "Shows format, sizes, backing file, snapshots and the details of the format. Reads \
+        metadata only.",
+    positionals: &[IMAGE],
+    opts: &[
+        HELP,
+        FORMAT,
+        OUTPUT,
+        flag(Some('b'), "backing-chain", "Show the backing files too, from the top down"),
+        FORCE_SHARE,
+        OBJECT,
+        IMAGE_OPTS,
+        ALLOW,
+        val(Some('t'), NO_LONG, "CACHE", "Cache mode (default writeback)")
+            .id("cache")
+            .also(&["cache"])
+            .values(CACHE_MODES),
+    ],
+    examples: &[
+        ("rimg info disk.qcow2", "What is this file?"),
+        ("rimg info --backing-chain --output json top.qcow2", "The whole chain, for a program"),
+        ("rimg info -U running-vm.qcow2", "An image that a virtual machine is using"),
+    ],
+    exit_codes: &[],
+};
+
+const CHECK: Command = Command {
+    name: "check",
+    about: "Check basic image integrity",
+    details: "Compares reference counts with references, and looks for overlapping or impossible \
+        structures. -r repairs: leaks gives back space that nothing refers to, which is always \
+        safe; all also repairs damage, which can lose data of damaged parts.",
+    positionals: &[IMAGE],
+    opts: &[
+        HELP,
+        FORMAT,
+        val(Some('r'), "repair", "leaks|all", "Repair what can be repaired")
+            .values(&["leaks", "all"]),
+        OUTPUT,
+        val(Some('T'), "cache", "CACHE", "Cache mode (default writeback)").values(CACHE_MODES),
+        FORCE_SHARE,
+        OBJECT,
+        IMAGE_OPTS,
+        QUIET,
+        ALLOW,
+    ],
+    examples: &[
+        ("rimg check disk.qcow2", "Look, change nothing"),
+        ("rimg check -r leaks disk.qcow2", "Give leaked space back"),
+        ("rimg check --output json disk.qcow2", "For a program"),
+    ],
+    exit_codes: &[
+        ("0", "No errors (or all repaired)"),
+        ("1", "The check could not be carried out"),
+        ("2", "The image is damaged"),
+        ("3", "Leaked clusters, no damage"),
+        ("63", "This format cannot be checked"),
+    ],
+};
+
+const CONVERT: Command = Command {
+    name: "convert",
+    about: "Copy one image to another with optional format conversion",
+    details: "Copies what the guest sees. Several sources are put one after the other. The target \
+        is written beside its final name and renamed when everything is on disk, so an interrupted \
+        run leaves nothing that looks like an image. All cores are used; the output is the same for \
+        any number of threads. Zeroes take no space in the target.",
+    positionals: &[
+        pos("SRC_FILENAME", "Source image (or specification, with --image-opts)").many(),
+        pos("TGT_FILENAME", "Target image"),
+    ],
+    opts: &[
+        HELP,
+        IMAGE_OPTS.long("source-image-opts").also(&["image-opts"]).under("Source"),
+        OBJECT,
+        val(Some('f'), "source-format", "FMT", "Format of the sources; probed when not given")
+            .also(&["format"])
+            .values(FORMATS)
+            .under("Source"),
+        val(Some('T'), "source-cache", "CACHE", "Cache mode of the sources (default writeback)")
+            .values(CACHE_MODES)
+            .under("Source"),
+        val(
+            Some('l'),
+            "snapshot",
+            "SNAPSHOT",
+            "Take the source as it was at this internal snapshot: an id, a name, \
+             snapshot.name=NAME or snapshot.id=ID",
+        )
+        .also_short(&['s'])
+        .also(&["source-snapshot"])
+        .under("Source"),
+        flag(None, "bitmaps", "Also copy persistent dirty bitmaps").under("Source"),
+        flag(None, "skip-broken-bitmaps", "With --bitmaps, leave broken bitmaps out")
+            .under("Source"),
+        flag(None, "salvage", "Write zeroes for what cannot be read, and go on").under("Source"),
+        FORCE_SHARE.under("Source"),
+        val(Some('O'), "output-format", "FMT", "Format of the target (default raw)")
+            .also(&["target-format"])
+            .values(FORMATS)
+            .under("Target"),
+        flag(
+            None,
+            "target-image-opts",
+            "TGT_FILENAME is a complete image specification; needs -n, excludes -O",
+        )
+        .under("Target"),
+        val(Some('o'), "options", "OPTS", "Options of the target's format; -o help lists them")
+            .also(&["target-options", "target-format-options"])
+            .under("Target"),
+        val(Some('t'), "output-cache", "CACHE", "Cache mode of the target (default unsafe)")
+            .also(&["target-cache"])
+            .values(CACHE_MODES)
+            .under("Target"),
+        val(
+            Some('B'),
+            "backing",
+            "FILE",
+            "Make the target an overlay: store only what differs from FILE",
+        )
+        .also_short(&['b'])
+        .under("Target"),
+        val(Some('F'), "backing-format", "FMT", "Format of the backing file (required with -B)")
+            .values(FORMATS)
+            .under("Target"),
+        val(
+            Some('S'),
+            "sparse-size",
+            "SIZE",
+            "Runs of zeroes of at least SIZE bytes take no space (default 4k; 0 allocates all)",
+        )
+        .under("Target"),
+        flag(Some('n'), "no-create", "Write into an existing image").under("Target"),
+        flag(None, "target-is-zero", "With -n: the target reads as zeroes already").under("Target"),
+        flag(Some('c'), "compress", "Compress the target (qcow2; vmdk streamOptimized)")
+            .under("Target"),
+        val(Some('r'), "rate", "RATE", "At most RATE bytes a second")
+            .also(&["rate-limit"])
+            .under("Speed"),
+        val(Some('m'), "parallel", "N", "Use N threads, 1 to 16 (default: one per core)")
+            .under("Speed"),
+        flag(Some('W'), "oob-writes", "Accepted; writes are in any order already").under("Speed"),
+        flag(Some('C'), "copy-range-offloading", "Let the kernel copy (copy_file_range)")
+            .under("Speed"),
+        PROGRESS,
+        QUIET,
+        FORCE,
+        ALLOW,
+        OUTPUT_EXACT,
+        flag(Some('e'), NO_LONG, "As -o encryption=on").id("encrypt").hidden(),
+        flag(Some('6'), NO_LONG, "As -o compat6").id("compat6").hidden(),
+    ],
+    examples: &[
+        ("rimg convert -p -O qcow2 disk.vmdk disk.qcow2", "A VMware disk for KVM"),
+        ("rimg convert -c -O qcow2 disk.raw small.qcow2", "Compressed"),
+        ("rimg convert -O vmdk -o subformat=streamOptimized d.qcow2 d.vmdk", "For an OVA"),
+        ("rimg convert -l before-update -O qcow2 d.qcow2 old.qcow2", "An internal snapshot"),
+        (
+            "rimg convert -O qcow2 -B base.qcow2 -F qcow2 full.qcow2 thin.qcow2",
+            "Only the differences",
+        ),
+        ("rimg convert -n -O raw disk.qcow2 /dev/vg0/lv", "Onto a block device"),
+    ],
+    exit_codes: &[],
+};
+
+const MAP: Command = Command {
+    name: "map",
+    about: "Dump image metadata",
+    details: "Lists the runs of the guest's disk and where they are stored. The human form lists \
+        only what is stored as plain data; JSON lists everything, with its depth in the backing \
+        chain (0 is the image itself).",
+    positionals: &[IMAGE],
+    opts: &[
+        HELP,
+        FORMAT,
+        OUTPUT,
+        OBJECT,
+        IMAGE_OPTS,
+        FORCE_SHARE,
+        val(Some('s'), "start-offset", "OFFSET", "Begin at this offset"),
+        val(Some('l'), "max-length", "LENGTH", "List at most so many bytes"),
+        ALLOW,
+    ],
+    examples: &[
+        ("rimg map disk.qcow2", "Plain data and its place in the file"),
+        ("rimg map --output json top.qcow2", "Everything, with the depth in the chain"),
+    ],
+    exit_codes: &[],
+};
+
+const MEASURE: Command = Command {
+    name: "measure",
+    about: "Calculate file size required for a new image",
+    details: "Says how large the file would be if SIZE bytes or the image FILENAME were converted: \
+        with the data as they are, and if all of the disk were written.",
+    positionals: &[
+        pos("FILENAME", "Image to be converted (or specification, with --image-opts)").optional()
+    ],
+    opts: &[
+        HELP,
+        FORMAT,
+        IMAGE_OPTS,
+        val(Some('o'), "options", "OPTS", "Options of the target's format"),
+        val(Some('O'), "target-format", "FMT", "Format of the target (default raw)")
+            .id("output-format")
+            .values(FORMATS),
+        val(Some('l'), "snapshot", "SNAPSHOT", "Take the source as it was at this snapshot"),
+        OBJECT,
+        OUTPUT,
+        val(Some('s'), "size", "SIZE", "A disk of this size instead of an image"),
+        FORCE_SHARE,
+        ALLOW,
+    ],
+    examples: &[
+        ("rimg measure -O qcow2 --size 100G", "An empty disk"),
+        ("rimg measure -O qcow2 disk.vmdk", "Before a conversion"),
+    ],
+    exit_codes: &[],
+};
+
+const COMPARE: Command = Command {
+    name: "compare",
+    about: "Check if two images have the same contents",
+    details: "Compares what the guest would see; formats do not matter. If one disk is longer, the \
+        rest must be zero. With -s sizes and allocation must be the same too.",
+    positionals: &[pos("FILENAME1", "First image"), pos("FILENAME2", "Second image")],
+    opts: &[
+        HELP,
+        OBJECT,
+        val(Some('f'), "a-format", "FMT", "Format of the first image").values(FORMATS),
+        val(Some('F'), "b-format", "FMT", "Format of the second image").values(FORMATS),
+        IMAGE_OPTS,
+        val(Some('T'), "cache", "CACHE", "Cache mode (default writeback)").values(CACHE_MODES),
+        flag(Some('s'), "strict", "Sizes and allocation must be the same"),
+        FORCE_SHARE,
+        PROGRESS,
+        QUIET,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg compare disk.vmdk disk.qcow2", "Was the conversion right?"),
+        ("rimg compare -s a.raw b.raw", "Strictly"),
+    ],
+    exit_codes: &[
+        ("0", "Identical"),
+        ("1", "Different"),
+        ("2", "An image could not be opened"),
+        ("3", "An image could not be mapped"),
+        ("4", "An image could not be read"),
+    ],
+};
+
+const RESIZE: Command = Command {
+    name: "resize",
+    about: "Resize the image to the new size",
+    details: "Changes the size of the disk: to SIZE, or by +SIZE or -SIZE. The guest's partitions \
+        and file systems are not touched: shrink them first, grow them afterwards. Shrinking needs \
+        --shrink, because what lies beyond the new end is lost.",
+    positionals: &[IMAGE, pos("[+-]SIZE", SIZES)],
+    opts: &[
+        HELP,
+        FORMAT,
+        IMAGE_OPTS,
+        val(None, "preallocation", "MODE", "How to make new space: off, metadata, falloc, full")
+            .values(&["off", "metadata", "falloc", "full"]),
+        flag(None, "shrink", "Allow the disk to become smaller"),
+        OBJECT,
+        QUIET,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg resize disk.qcow2 +10G", "Ten GiB more"),
+        ("rimg resize -f raw --shrink disk.raw 5G", "Exactly 5 GiB, smaller than now"),
+    ],
+    exit_codes: &[],
+};
+
+const SNAPSHOT: Command = Command {
+    name: "snapshot",
+    about: "List or manipulate snapshots within image",
+    details: "Internal snapshots of qcow2. Do not use it on an image that a virtual machine is \
+        using.",
+    positionals: &[IMAGE],
+    opts: &[
+        HELP,
+        FORMAT,
+        IMAGE_OPTS,
+        FORCE_SHARE,
+        flag(Some('l'), "list", "List the snapshots (the default)").under("Operation, one of"),
+        val(Some('c'), "create", "SNAPSHOT", "Take a snapshot of this name")
+            .under("Operation, one of"),
+        val(Some('a'), "apply", "SNAPSHOT", "Make the disk what it was").under("Operation, one of"),
+        val(Some('d'), "delete", "SNAPSHOT", "Delete a snapshot").under("Operation, one of"),
+        QUIET,
+        OBJECT,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg snapshot -c before-update disk.qcow2", "Take one"),
+        ("rimg snapshot -l disk.qcow2", "List them"),
+        ("rimg snapshot -a before-update disk.qcow2", "Go back"),
+    ],
+    exit_codes: &[],
+};
+
+const COMMIT: Command = Command {
+    name: "commit",
+    about: "Commit image to its backing file",
+    details: "Writes what the overlay stores into its backing file and empties the overlay. With \
+        -b the data go further down, to that image of the chain, and the overlay is kept.",
+    positionals: &[IMAGE],
+    opts: &[
+        HELP,
+        QUIET,
+        OBJECT,
+        FORMAT,
+        IMAGE_OPTS,
+        CACHE,
+        flag(Some('d'), "drop", "Leave the overlay as it is afterwards"),
+        val(Some('b'), "base", "FILE", "Commit into this image of the chain; implies -d"),
+        val(Some('r'), "rate", "RATE", "At most RATE bytes a second").also(&["rate-limit"]),
+        PROGRESS,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg commit overlay.qcow2", "Into the image directly below"),
+        ("rimg commit -b base.qcow2 top.qcow2", "Through the chain"),
+    ],
+    exit_codes: &[],
+};
+
+const REBASE: Command = Command {
+    name: "rebase",
+    about: "Change backing file of the image",
+    details: "Puts the image on top of another backing file. The guest sees the same as before: \
+        what differs between the old and the new backing file is copied into the image first. With \
+        -u only the recorded name changes: for a backing file that was renamed or moved.",
+    positionals: &[IMAGE],
+    opts: &[
+        HELP,
+        OBJECT,
+        FORCE_SHARE,
+        FORMAT,
+        IMAGE_OPTS,
+        CACHE,
+        QUIET,
+        PROGRESS,
+        val(Some('b'), "backing", "FILE", "The new backing file; \"\" for none"),
+        val(Some('F'), "backing-format", "FMT", "Format of the new backing file")
+            .also_short(&['B'])
+            .values(FORMATS),
+        val(Some('T'), "backing-cache", "CACHE", "Cache mode of the backing files")
+            .values(CACHE_MODES),
+        flag(Some('u'), "backing-unsafe", "Change the name only, look at no backing file"),
+        flag(Some('c'), "compress", "Compress what is copied"),
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg rebase -b newbase.qcow2 -F qcow2 overlay.qcow2", "Safely"),
+        ("rimg rebase -u -b /new/place/base.qcow2 -F qcow2 overlay.qcow2", "The file was moved"),
+        ("rimg rebase -b \"\" overlay.qcow2", "Make it stand alone"),
+    ],
+    exit_codes: &[],
+};
+
+const AMEND: Command = Command {
+    name: "amend",
+    about: "Update format-specific options of the image",
+    details: "Changes options of an existing image, such as the compatibility level of qcow2. \
+        -o help with a format or an image lists what can be changed.",
+    positionals: &[IMAGE],
+    opts: &[
+        HELP,
+        OBJECT,
+        val(Some('o'), "options", "OPTS", "What to change: a=b,c=d"),
+        FORMAT,
+        IMAGE_OPTS,
+        CACHE,
+        PROGRESS,
+        QUIET,
+        flag(None, "force", "Allow changes that can make data inaccessible"),
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg amend -o compat=v3,lazy_refcounts=on disk.qcow2", "A newer qcow2"),
+        ("rimg amend -f qcow2 -o help", "What can be changed?"),
+    ],
+    exit_codes: &[],
+};
+
+const BITMAP: Command = Command {
+    name: "bitmap",
+    about: "Perform modifications of the persistent bitmap in the image",
+    details: "Changes a dirty bitmap of a qcow2 image, as incremental backup uses it. Several \
+        operations are carried out in the order given.",
+    positionals: &[IMAGE, pos("BITMAP", "Name of the bitmap").optional()],
+    opts: &[
+        HELP,
+        OBJECT,
+        FORMAT,
+        IMAGE_OPTS,
+        flag(None, "add", "Create BITMAP and record writes in it").under("Operations"),
+        val(Some('g'), "granularity", "SIZE", "Bytes per bit, for --add (default 64k)")
+            .under("Operations"),
+        flag(None, "remove", "Delete BITMAP").under("Operations"),
+        flag(None, NO_LONG, "Delete all bitmaps; takes no BITMAP and no other operation")
+            .id("remove-all")
+            .also(&["remove-all"])
+            .under("Operations"),
+        flag(None, "clear", "Clear all bits").under("Operations"),
+        flag(None, "enable", "Record writes from now on").under("Operations"),
+        flag(None, "disable", "Stop recording").under("Operations"),
+        val(None, "merge", "SOURCE", "Add the bits of bitmap SOURCE").under("Operations"),
+        val(Some('b'), "source-file", "FILE", "Where SOURCE is, if not in FILENAME")
+            .under("Operations"),
+        val(Some('F'), "source-format", "FMT", "Format of that file")
+            .values(FORMATS)
+            .under("Operations"),
+        QUIET,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg bitmap --add -g 128k disk.qcow2 since-monday", "A new bitmap"),
+        ("rimg bitmap --merge tue --merge wed disk.qcow2 since-monday", "Merge two into it"),
+        ("rimg bitmap --disable --clear disk.qcow2 since-monday", "Several operations"),
+    ],
+    exit_codes: &[],
+};
+
+const DD: Command = Command {
+    name: "dd",
+    about: "Copy input to output with optional format conversion",
+    details: "Copies COUNT blocks of BLOCK_SIZE bytes from INPUT, beginning after SKIP blocks.",
+    positionals: &[
+        pos("if=INPUT", "Input image (or specification, with --image-opts)"),
+        pos("of=OUTPUT", "Image to create"),
+        pos("bs=BLOCK_SIZE", "Size of a block (default 512)").optional(),
+        pos("count=BLOCKS", "How many blocks (default: all)").optional(),
+        pos("skip=BLOCKS", "How many blocks of the input to leave out").optional(),
+    ],
+    opts: &[
+        HELP,
+        OBJECT,
+        FORMAT,
+        IMAGE_OPTS,
+        val(Some('O'), "output-format", "FMT", "Format of the output (default raw)")
+            .values(FORMATS),
+        FORCE_SHARE,
+        OVERWRITE,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg dd bs=512 count=1 if=disk.qcow2 of=mbr.raw", "The first sector"),
+        ("rimg dd -O qcow2 bs=1M skip=100 if=disk.raw of=rest.qcow2", "All but the first 100 MiB"),
+    ],
+    exit_codes: &[],
+};
+
+// qemu-img's `dd --force` is short for --force-share.
+const OVERWRITE: Opt = FORCE.id("overwrite").also(&["overwrite"]);
+
+const BENCH: Command = Command {
+    name: "bench",
+    about: "Run simple image benchmark",
+    details: "Sends many requests of one size and says how long they took. A write test changes \
+        the image.",
+    positionals: &[IMAGE],
+    opts: &[
+        HELP,
+        FORMAT,
+        IMAGE_OPTS,
+        CACHE,
+        val(Some('c'), "count", "COUNT", "Number of requests (default 75000)"),
+        val(Some('d'), "depth", "DEPTH", "Requests at a time (default 64)"),
+        val(Some('o'), "offset", "OFFSET", "Where the first request begins"),
+        val(Some('s'), "buffer-size", "SIZE", "Bytes of each request (default 4096)"),
+        val(Some('S'), "step-size", "SIZE", "From one request to the next (default: buffer size)"),
+        val(Some('i'), "aio", "AIO", "threads, native or io_uring")
+            .values(&["threads", "native", "io_uring"]),
+        flag(Some('n'), "native", "As --aio native"),
+        flag(Some('w'), "write", "Write instead of reading").under("Write test"),
+        val(None, "pattern", "BYTE", "Byte to write (default 0)").under("Write test"),
+        val(None, "flush-interval", "N", "Flush after every N requests").under("Write test"),
+        flag(None, "no-drain", "Do not wait for requests in flight before a flush")
+            .under("Write test"),
+        FORCE_SHARE,
+        QUIET,
+        OBJECT,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg bench -c 100000 -d 16 disk.qcow2", "Read"),
+        ("rimg bench -f raw -w -t none -s 64k scratch.raw", "Write, past the page cache"),
+    ],
+    exit_codes: &[],
+};

@@ -1,0 +1,241 @@
+//! `convert`
+
+use imgcore::format::{Level, SnapshotSelector};
+use imgcore::graph::open::OpenRequest;
+use imgcore::ops::convert::{
+    self, Bitmaps, Compress, ConvertOptions, Durability, Offload, OnReadError, Target,
+};
+use imgcore::ops::selector;
+use imgcore::opts::OptError;
+use imgcore::opts::list::Accumulated;
+use imgcore::opts::size;
+use imgcore::storage::CacheMode;
+
+use super::{format_help, pairs};
+use crate::args::getopt::{Given, Parser};
+use crate::common::{Common, cache_mode};
+use crate::failure::Failure;
+use crate::session::Session;
+
+const MAX_SPARSE: u64 = 16 << 20;
+
+/// What the options say, before they are checked against each other.
+#[derive(Default)]
+struct Wish {
+    source_cache: Option<String>,
+    target_cache: Option<String>,
+    target_format: Option<String>,
+    target_image_opts: bool,
+    options: Accumulated,
+    snapshot: Option<SnapshotSelector>,
+    backing: Option<String>,
+    backing_format: Option<String>,
+    sparse_size: Option<u64>,
+    rate: u64,
+    threads: usize,
+    bitmaps: bool,
+    skip_broken: bool,
+    salvage: bool,
+    no_create: bool,
+    target_is_zero: bool,
+    compress: bool,
+    copy_range: bool,
+    encrypt: bool,
+    compat6: bool,
+}
+
+/// Runs it.
+pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
+    let mut parser = if session.as_qemu_img { parser } else { parser.with_progress_argument() };
+    let mut common = Common::new(session, parser.command);
+    let mut wish = Wish::default();
+    while let Some(given) = parser.next_option()? {
+        wish.take(given, &mut common)?;
+    }
+    let mut names = parser.positionals();
+    wish.check(&common)?;
+    let target = if names.len() > 1 { names.pop() } else { None };
+    if wish.options.asks_for_help() {
+        let format = wish.target_format.as_deref().unwrap_or("raw");
+        format_help::creation(format, target.as_deref())?;
+        return Ok(0);
+    }
+    let Some(target) = target else {
+        return Err(Failure::new("Must specify image file name"));
+    };
+    let source_cache =
+        cache_mode("source cache", wish.source_cache.as_deref().unwrap_or("writeback"))?;
+    if names.len() > 1 && wish.snapshot.is_some() {
+        return Err(Failure::new("No support for concatenating multiple snapshot"));
+    }
+    for name in wish.backing.iter().chain(&names) {
+        common.names(name);
+    }
+    let sources =
+        names.iter().map(|name| common.image(name, source_cache)).collect::<Result<Vec<_>, _>>()?;
+    let mut options = ConvertOptions::new(sources, wish.target(&target, &common)?);
+    wish.fill(&mut options, common.session.as_qemu_img)?;
+    options.sharing = common.sharing();
+    options.overwrite = common.overwriting();
+    let reporter = common.reporter();
+    let report = common.run(&reporter, |job| convert::convert(&options, job))?;
+    common.report("", || serde_json::to_value(report).unwrap_or_default());
+    Ok(0)
+}
+
+/// A snapshot that cannot be understood is complained about twice, as qemu-img does.
+pub fn bad_snapshot(error: OptError, text: &str) -> Failure {
+    Failure::from(error).and(format!("Failed in parsing snapshot param '{text}'"))
+}
+
+impl Wish {
+    fn take(&mut self, given: Given, common: &mut Common<'_>) -> Result<(), Failure> {
+        let value = given.value;
+        match given.id {
+            "source-format" => common.format = Some(value),
+            "source-cache" => self.source_cache = Some(value),
+            "output-format" => self.target_format = Some(value),
+            "output-cache" => self.target_cache = Some(value),
+            "target-image-opts" => self.target_image_opts = true,
+            "options" => self.options.add(&value)?,
+            "snapshot" => {
+                let parsed = selector::parse(&value).map_err(|e| bad_snapshot(e, &value))?;
+                self.snapshot = Some(parsed);
+            }
+            "backing" => self.backing = Some(value),
+            "backing-format" => self.backing_format = Some(value),
+            "sparse-size" => self.sparse_size = Some(sparse_size(&value)?),
+            "rate" => self.rate = size::size_argument("rate limit", &value)?,
+            "parallel" => {
+                let n = size::argument("number of coroutines", &value, 1, 16)?;
+                self.threads = usize::try_from(n).unwrap_or(1);
+            }
+            "bitmaps" => self.bitmaps = true,
+            "skip-broken-bitmaps" => self.skip_broken = true,
+            "salvage" => self.salvage = true,
+            "no-create" => self.no_create = true,
+            "target-is-zero" => self.target_is_zero = true,
+            "compress" => self.compress = true,
+            "copy-range-offloading" => self.copy_range = true,
+            // Writes are in no particular order anyway.
+            "oob-writes" => {}
+            "encrypt" => self.encrypt = true,
+            "compat6" => self.compat6 = true,
+            id => common.take(Given { id, value })?,
+        }
+        Ok(())
+    }
+
+    /// Which options go together.
+    fn check(&self, common: &Common<'_>) -> Result<(), Failure> {
+        let refuse = |text: &str| Err(Failure::new(text));
+        if self.no_create && self.options.given() {
+            return refuse("-o has no effect when skipping image creation");
+        }
+        if self.target_is_zero && !self.no_create {
+            return refuse("--target-is-zero requires use of -n flag");
+        }
+        common.check_exclusive()?;
+        if self.target_image_opts && self.target_format.is_some() {
+            return refuse("--image-opts and --format are mutually exclusive");
+        }
+        if self.target_image_opts && !self.no_create {
+            return refuse("--target-image-opts requires use of -n flag");
+        }
+        if self.skip_broken && !self.bitmaps {
+            return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
+        }
+        if self.copy_range {
+            if self.compress {
+                return refuse("Cannot enable copy offloading when -c is used");
+            }
+            if self.sparse_size.is_some() {
+                return refuse("Cannot enable copy offloading when -S is used");
+            }
+            if self.salvage {
+                return refuse("Cannot use copy offloading in salvaging mode");
+            }
+        }
+        Ok(())
+    }
+
+    fn target(&self, name: &str, common: &Common<'_>) -> Result<Target, Failure> {
+        if !self.no_create {
+            let mut options = pairs(&self.options);
+            for (asked, option) in [(self.encrypt, "encryption"), (self.compat6, "compat6")] {
+                if asked {
+                    options.push((option.to_owned(), "on".to_owned()));
+                }
+            }
+            let driver = self.target_format.clone().unwrap_or_else(|| "raw".to_owned());
+            return Ok(Target::New { filename: name.to_owned(), driver, options });
+        }
+        let request = if self.target_image_opts {
+            common.specification(name)?
+        } else {
+            let format = self.target_format.as_deref().unwrap_or("raw");
+            OpenRequest::parse(name, Some(format))?
+        };
+        Ok(Target::Existing { request, is_zero: self.target_is_zero })
+    }
+
+    fn fill(self, options: &mut ConvertOptions, as_qemu_img: bool) -> Result<(), Failure> {
+        options.target_cache = match self.target_cache.as_deref() {
+            None => CacheMode::Unsafe,
+            Some(text) => cache_mode("cache", text)?,
+        };
+        // The copy is on disk before it gets its name, unless qemu-img's promise (none) was asked for.
+        let unsafe_wanted = self.target_cache.is_some() || as_qemu_img;
+        if options.target_cache == CacheMode::Unsafe && unsafe_wanted {
+            options.durability = Durability::Fast;
+        }
+        options.snapshot = self.snapshot;
+        options.backing = self.backing;
+        options.backing_format = self.backing_format;
+        options.sparse_size = self.sparse_size.unwrap_or(options.sparse_size);
+        options.rate = self.rate;
+        options.threads = self.threads;
+        if self.compress {
+            options.compress = Compress::Yes(Level::default());
+        }
+        options.bitmaps = match (self.bitmaps, self.skip_broken) {
+            (false, _) => Bitmaps::Ignore,
+            (true, false) => Bitmaps::Copy,
+            (true, true) => Bitmaps::SkipBroken,
+        };
+        if self.salvage {
+            options.on_read_error = OnReadError::Salvage;
+        }
+        if self.copy_range {
+            options.offload = Offload::CopyRange;
+        }
+        Ok(())
+    }
+}
+
+fn sparse_size(text: &str) -> Result<u64, Failure> {
+    let n = size::argument("buffer size for sparse output", text, 0, u64::MAX)?;
+    if n > MAX_SPARSE || !n.is_multiple_of(512) {
+        return Err(Failure::new(format!(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to \
+             {MAX_SPARSE}. Select 0 to disable sparse detection (fully allocates output)."
+        )));
+    }
+    Ok(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_sizes() {
+        assert_eq!(sparse_size("0").unwrap(), 0);
+        assert_eq!(sparse_size("4k").unwrap(), 4096);
+        assert!(sparse_size("513").unwrap_err().message().contains("Valid sizes"));
+        assert_eq!(
+            sparse_size("x").unwrap_err().message(),
+            "Invalid buffer size for sparse output specified: 'x'."
+        );
+    }
+}

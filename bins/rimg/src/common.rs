@@ -1,0 +1,243 @@
+//! Options that most commands share.
+
+use std::path::{Path, PathBuf};
+
+use imgcore::graph::open::{OpenRequest, Policy, Sharing};
+use imgcore::ops::convert::Overwrite;
+use imgcore::ops::{ImageArg, Job};
+use imgcore::opts::ImageSpec;
+use imgcore::opts::secret::{self, Secrets};
+use imgcore::storage::CacheMode;
+
+use crate::args::getopt::Given;
+use crate::args::{self, help};
+use crate::failure::Failure;
+use crate::output::{self, Output};
+use crate::progress::{Mode, Reporter};
+use crate::session::Session;
+
+/// What these options say.
+pub struct Common<'a> {
+    /// The run.
+    pub session: &'a Session,
+    /// The command, for messages.
+    pub command: &'static str,
+    /// `-f`.
+    pub format: Option<String>,
+    /// `--image-opts`.
+    pub image_opts: bool,
+    /// `-q`.
+    pub quiet: bool,
+    /// `-p`, `--progress`.
+    pub progress: Mode,
+    /// `-U`.
+    pub force_share: bool,
+    /// `--output`.
+    pub output: Output,
+    /// `--object`.
+    pub secrets: Secrets,
+    /// `--force` (`--overwrite` in dd).
+    pub overwrite: bool,
+    allow: Vec<PathBuf>,
+    named: Vec<PathBuf>,
+}
+
+impl<'a> Common<'a> {
+    /// Nothing given yet.
+    pub fn new(session: &'a Session, command: &'static str) -> Self {
+        Common {
+            session,
+            command,
+            format: None,
+            image_opts: false,
+            quiet: false,
+            progress: Mode::Off,
+            force_share: false,
+            output: Output::Human,
+            secrets: Secrets::default(),
+            overwrite: false,
+            allow: Vec::new(),
+            named: Vec::new(),
+        }
+    }
+
+    /// Takes an option; an unknown one is a mistake of the tables, not of the user.
+    pub fn take(&mut self, given: Given) -> Result<(), Failure> {
+        match given.id {
+            "help" => {
+                if let Some(command) = args::find(self.command) {
+                    output::print(&help::command(&self.session.program, command));
+                }
+                return Err(Failure::silent(0));
+            }
+            "format" => self.format = Some(given.value),
+            "image-opts" => self.image_opts = true,
+            "quiet" => self.quiet = true,
+            "progress" => self.progress = self.progress_mode(&given.value)?,
+            "force-share" => self.force_share = true,
+            "object" => self.object(&given.value)?,
+            "allow" => self.allow.push(PathBuf::from(given.value)),
+            "force" | "overwrite" => self.overwrite = true,
+            "output" => {
+                self.output = match given.value.as_str() {
+                    "human" => Output::Human,
+                    "json" => Output::Json,
+                    other => {
+                        return Err(
+                            self.usage(format!("--output expects 'human' or 'json' not '{other}'"))
+                        );
+                    }
+                };
+            }
+            other => return Err(self.usage(format!("option '{other}' is not for this command"))),
+        }
+        Ok(())
+    }
+
+    fn progress_mode(&self, text: &str) -> Result<Mode, Failure> {
+        match text {
+            "" | "bar" => Ok(Mode::On),
+            "json" => Ok(Mode::Json),
+            other => {
+                Err(self.usage(format!("--progress expects 'json' or nothing, not '{other}'")))
+            }
+        }
+    }
+
+    fn object(&mut self, text: &str) -> Result<(), Failure> {
+        let def = secret::parse(text)?;
+        self.secrets.add(def.load(|name| std::fs::read(name))?)?;
+        Ok(())
+    }
+
+    /// A mistake in the use of this command.
+    pub fn usage(&self, message: impl Into<String>) -> Failure {
+        Failure::usage(self.command, message)
+    }
+
+    /// The one image name of commands that take one.
+    pub fn one_image(&self, names: Vec<String>) -> Result<String, Failure> {
+        let [name] = <[String; 1]>::try_from(names)
+            .map_err(|_| self.usage("Expecting one image file name"))?;
+        Ok(name)
+    }
+
+    /// `-f` and `--image-opts` exclude each other.
+    pub fn check_exclusive(&self) -> Result<(), Failure> {
+        if self.image_opts && self.format.is_some() {
+            return Err(Failure::new("--image-opts and --format are mutually exclusive"));
+        }
+        Ok(())
+    }
+
+    /// An image of the command line, in the format of `-f`.
+    pub fn image(&self, name: &str, cache: CacheMode) -> Result<ImageArg, Failure> {
+        self.check_exclusive()?;
+        self.image_as(name, self.format.as_deref(), cache)
+    }
+
+    /// An image of the command line, in this format.
+    pub fn image_as(
+        &self,
+        name: &str,
+        format: Option<&str>,
+        cache: CacheMode,
+    ) -> Result<ImageArg, Failure> {
+        let request = self.request(name, format)?;
+        Ok(ImageArg { request, cache, sharing: self.sharing() })
+    }
+
+    fn request(&self, name: &str, format: Option<&str>) -> Result<OpenRequest, Failure> {
+        if !self.image_opts {
+            return Ok(OpenRequest::parse(name, format)?);
+        }
+        self.specification(name)
+    }
+
+    /// A complete image specification.
+    pub fn specification(&self, text: &str) -> Result<OpenRequest, Failure> {
+        let spec = ImageSpec::from_options(text)
+            .map_err(|e| Failure::from(e).prefix(&format!("Could not open '{text}'")))?;
+        for warning in &spec.warnings {
+            eprintln!("{}: warning: {warning}", self.session.program);
+        }
+        if self.force_share && spec.force_share == Some(false) {
+            return Err(Failure::new("--force-share/-U conflicts with image options"));
+        }
+        Ok(OpenRequest::from_spec(&spec, text)?)
+    }
+
+    /// `-U`.
+    pub fn sharing(&self) -> Sharing {
+        if self.force_share { Sharing::Force } else { Sharing::Locked }
+    }
+
+    /// Allows a file that the user named himself.
+    pub fn names(&mut self, file: &str) {
+        self.named.push(PathBuf::from(file));
+    }
+
+    /// Which names inside images are followed.
+    pub fn policy(&self) -> Policy {
+        if self.session.as_qemu_img {
+            return Policy::everything();
+        }
+        let policy = self.allow.iter().fold(Policy::folder(), |p, dir| p.allow_folder(dir));
+        self.named.iter().fold(policy, |p, file| p.allow_file(Path::new(file)))
+    }
+
+    /// Whether files that exist may be replaced.
+    pub fn overwriting(&self) -> Overwrite {
+        if self.session.as_qemu_img || self.overwrite {
+            Overwrite::Allow
+        } else {
+            Overwrite::Refuse
+        }
+    }
+
+    /// Watches a job. `-q` silences progress.
+    pub fn reporter(&self) -> Reporter {
+        let mode = if self.quiet { Mode::Off } else { self.progress };
+        Reporter::new(self.session, mode)
+    }
+
+    /// Runs a job under a reporter.
+    pub fn run<T, E: Into<Failure>>(
+        &self,
+        reporter: &Reporter,
+        job: impl FnOnce(&Job<'_>) -> Result<T, E>,
+    ) -> Result<T, Failure> {
+        let result = self.run_open(reporter, job);
+        reporter.end();
+        result
+    }
+
+    /// Runs a job under a reporter whose `end` the caller will call.
+    pub fn run_open<T, E: Into<Failure>>(
+        &self,
+        reporter: &Reporter,
+        job: impl FnOnce(&Job<'_>) -> Result<T, E>,
+    ) -> Result<T, Failure> {
+        let policy = self.policy();
+        let result = job(&Job { policy: &policy, watcher: reporter }).map_err(Into::into);
+        reporter.complete(result.is_ok());
+        if reporter.interrupted() && result.is_err() {
+            return Err(Failure::new("Interrupted; unfinished files were removed").with_code(130));
+        }
+        result
+    }
+
+    /// Prints a value as JSON if that is wanted; else the text, unless `-q`.
+    pub fn report(&self, text: &str, json: impl FnOnce() -> serde_json::Value) {
+        match self.output {
+            Output::Json => output::print(&output::json::pretty(&json())),
+            Output::Human if self.quiet => {}
+            Output::Human => output::print(text),
+        }
+    }
+}
+
+/// A cache mode; `what` is `cache` or `source cache`.
+pub fn cache_mode(what: &str, text: &str) -> Result<CacheMode, Failure> {
+    CacheMode::parse(text).ok_or_else(|| Failure::new(format!("Invalid {what} option: {text}")))
+}

@@ -1,0 +1,95 @@
+//! The name of an image that was not given as a plain path: the path, where that says all, or a
+//! `json:{...}` name with the options that change what the image contains.
+
+use imgcore::opts::filename::{self, Filename};
+use imgcore::opts::list::{self, FirstItem};
+use imgcore::opts::tree::{Flat, Scalar};
+use imgcore::opts::{ImageSpec, json};
+use serde_json::{Map, Value};
+
+/// Options of raw that select a part of the file.
+const CONTENT: &[&str] = &["offset", "size"];
+
+/// The name to show for what the user wrote.
+pub fn of(written: &str, image_opts: bool) -> String {
+    let parsed = if image_opts {
+        let items = list::parse(written, FirstItem::ValueOf("file"));
+        ImageSpec::from_options(written).map(|spec| (spec, Flat::from_items(&items)))
+    } else if let Some(text) = written.strip_prefix("json:") {
+        let flat = json::parse(text).and_then(Flat::from_tree);
+        ImageSpec::from_json(text).and_then(|spec| flat.map(|f| (spec, f)))
+    } else {
+        return match filename::parse(written) {
+            Ok(Filename::Path(path)) => filename::quote_path(&path),
+            _ => written.to_owned(),
+        };
+    };
+    match parsed {
+        Ok((spec, flat)) => of_spec(&spec, flat).unwrap_or_else(|| written.to_owned()),
+        Err(_) => written.to_owned(),
+    }
+}
+
+fn of_spec(spec: &ImageSpec, mut flat: Flat) -> Option<String> {
+    let path = spec.bottom_path()?;
+    let mut top = Map::new();
+    for name in CONTENT {
+        if let Some(value) = flat.take(name) {
+            top.insert((*name).to_owned(), scalar(&value));
+        }
+    }
+    if top.is_empty() {
+        return Some(filename::quote_path(path));
+    }
+    let file = Map::from_iter([
+        ("driver".to_owned(), Value::from("file")),
+        ("filename".to_owned(), Value::from(path)),
+    ]);
+    top.insert("driver".to_owned(), Value::from(spec.driver.as_deref().unwrap_or("raw")));
+    top.insert("file".to_owned(), file.into());
+    Some(format!("json:{}", super::json::compact(&top.into())))
+}
+
+fn scalar(value: &Scalar) -> Value {
+    match value {
+        Scalar::Null => Value::Null,
+        Scalar::Bool(b) => (*b).into(),
+        Scalar::Number(n) => n.parse::<u64>().map_or_else(|_| n.clone().into(), Value::from),
+        Scalar::Text(t) => t.clone().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Observed with qemu-img 10.0.2.
+    #[test]
+    fn names() {
+        assert_eq!(of("file:a", false), "a");
+        assert_eq!(of("file:a:b", false), "./a:b");
+        assert_eq!(of("a", false), "a");
+        assert_eq!(of("driver=qcow2,file.filename=a", true), "a");
+        assert_eq!(
+            of(
+                "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"a\"}}",
+                false
+            ),
+            "a"
+        );
+        assert_eq!(
+            of("driver=raw,offset=64k,size=512,file.filename=a", true),
+            "json:{\"offset\": \"64k\", \"driver\": \"raw\", \"size\": \"512\", \"file\": \
+             {\"driver\": \"file\", \"filename\": \"a\"}}"
+        );
+        assert_eq!(
+            of(
+                "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"a\"},\
+                 \"offset\":65536,\"size\":512}",
+                false
+            ),
+            "json:{\"offset\": 65536, \"driver\": \"raw\", \"size\": 512, \"file\": \
+             {\"driver\": \"file\", \"filename\": \"a\"}}"
+        );
+    }
+}

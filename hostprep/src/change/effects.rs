@@ -1,0 +1,254 @@
+//! Where changes happen: this machine ([`System`]) or a fake tree ([`TreeEffects`]).
+//!
+//! Files are written the same way in both (`files`); what differs is what only a kernel can do. `checkpoint` is
+//! called between any two system calls that matter, so that tests can end the process there.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Error, Result};
+use crate::net::NetBackend;
+
+use super::kernel;
+
+/// What only a kernel, or a program, can do.
+pub trait Effects {
+    /// The folder below which paths are meant.
+    fn root(&self) -> &Path;
+    /// Called between any two steps.
+    fn checkpoint(&mut self, _what: &str) {}
+    /// Writes a value to a kernel file: one write call, no rename, as these are not ordinary files.
+    fn write_value(&mut self, place: &Path, value: &str) -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().write(true).open(place)?;
+        std::io::Write::write_all(&mut file, format!("{value}\n").as_bytes())
+    }
+    /// Loads a module and what it needs.
+    fn load_module(&mut self, name: &str, parameters: &[(String, String)]) -> Result<()>;
+    /// Unloads a module.
+    fn unload_module(&mut self, name: &str) -> Result<()>;
+    /// Mounts.
+    fn mount(&mut self, source: &str, point: &str, kind: &str, options: &str) -> Result<()>;
+    /// Unmounts.
+    fn unmount(&mut self, point: &str) -> Result<()>;
+    /// Uses a swap area.
+    fn swap_on(&mut self, path: &str) -> Result<()>;
+    /// Stops using it.
+    fn swap_off(&mut self, path: &str) -> Result<()>;
+    /// Runs a program and waits.
+    fn run(&mut self, command: &[String]) -> Result<()>;
+    /// The network; None where there is none to change.
+    fn net(&mut self) -> Option<&mut dyn NetBackend>;
+}
+
+/// Runs a program with nothing of the caller's environment but PATH.
+pub(crate) fn run_program(command: &[String]) -> Result<()> {
+    let [program, arguments @ ..] = command else {
+        return Err(Error::usage("no program given"));
+    };
+    let output = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::host(format!("the program {program} is not installed"))
+                    .remedy(format!("install the package that has {program}"))
+            }
+            _ => Error::io(format!("{program} cannot be run"), Path::new(program), error),
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::host(format!("`{}` failed: {}", command.join(" "), said.trim())))
+}
+
+/// This machine.
+pub struct System {
+    root: PathBuf,
+    net: crate::net::Kernel,
+}
+
+impl System {
+    /// This machine, files below `/`.
+    pub fn new() -> Self {
+        Self { root: PathBuf::from("/"), net: crate::net::Kernel }
+    }
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Effects for System {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn load_module(&mut self, name: &str, parameters: &[(String, String)]) -> Result<()> {
+        let mut command = vec!["modprobe".to_owned(), "--".to_owned(), name.to_owned()];
+        command.extend(parameters.iter().map(|(key, value)| format!("{key}={value}")));
+        run_program(&command)
+    }
+
+    fn unload_module(&mut self, name: &str) -> Result<()> {
+        run_program(&["modprobe".into(), "-r".into(), "--".into(), name.into()]).map_err(|error| {
+            Error::host(error.to_string())
+                .remedy("stop all guests that use it, or restart the host")
+        })
+    }
+
+    fn mount(&mut self, source: &str, point: &str, kind: &str, options: &str) -> Result<()> {
+        kernel::mount(source, point, kind, options)
+    }
+
+    fn unmount(&mut self, point: &str) -> Result<()> {
+        kernel::unmount(point)
+    }
+
+    fn swap_on(&mut self, path: &str) -> Result<()> {
+        kernel::swap_on(path)
+    }
+
+    fn swap_off(&mut self, path: &str) -> Result<()> {
+        kernel::swap_off(path)
+    }
+
+    fn run(&mut self, command: &[String]) -> Result<()> {
+        run_program(command)
+    }
+
+    fn net(&mut self) -> Option<&mut dyn NetBackend> {
+        Some(&mut self.net)
+    }
+}
+
+/// A fake tree: the kernel's answers are edits of its files.
+pub struct TreeEffects {
+    root: PathBuf,
+    net: Option<Box<dyn NetBackend>>,
+}
+
+impl TreeEffects {
+    /// A tree without a network.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), net: None }
+    }
+
+    /// A tree with a network (of a namespace, or fake).
+    #[must_use]
+    pub fn with_net(mut self, net: Box<dyn NetBackend>) -> Self {
+        self.net = Some(net);
+        self
+    }
+
+    fn edit(&self, path: &str, edit: impl FnOnce(&mut Vec<String>)) -> Result<()> {
+        let place = self.root.join(path.trim_start_matches('/'));
+        let text = std::fs::read_to_string(&place).unwrap_or_default();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        edit(&mut lines);
+        let mut text = lines.join("\n");
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        std::fs::write(&place, text)
+            .map_err(|error| Error::io("tree cannot be changed", &place, error))
+    }
+}
+
+impl Effects for TreeEffects {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A choice (`always [madvise] never`) is shown as the kernel shows it.
+    fn write_value(&mut self, place: &Path, value: &str) -> std::io::Result<()> {
+        let old = std::fs::read_to_string(place)?;
+        let plain = old.replace(['[', ']'], "");
+        if old.contains('[') && plain.split_whitespace().any(|word| word == value) {
+            let words = plain.split_whitespace();
+            let words =
+                words.map(|word| if word == value { format!("[{word}]") } else { word.to_owned() });
+            return std::fs::write(place, words.collect::<Vec<_>>().join(" ") + "\n");
+        }
+        std::fs::write(place, format!("{value}\n"))
+    }
+
+    /// An unloaded module's parameters are kept under a hidden name, as a real module keeps its defaults.
+    fn load_module(&mut self, name: &str, parameters: &[(String, String)]) -> Result<()> {
+        self.edit("/proc/modules", |lines| lines.push(format!("{name} 16384 0 - Live 0x0")))?;
+        let fail = |path: &Path, error| Error::io("tree cannot be changed", path, error);
+        let module = self.root.join(format!("sys/module/{name}"));
+        let hidden = self.root.join(format!("sys/module/.{name}"));
+        if hidden.exists() {
+            std::fs::rename(&hidden, &module).map_err(|error| fail(&module, error))?;
+        }
+        let folder = module.join("parameters");
+        std::fs::create_dir_all(&folder).map_err(|error| fail(&folder, error))?;
+        for (key, value) in parameters {
+            let file = folder.join(key);
+            std::fs::write(&file, format!("{value}\n")).map_err(|error| fail(&file, error))?;
+        }
+        Ok(())
+    }
+
+    fn unload_module(&mut self, name: &str) -> Result<()> {
+        self.edit("/proc/modules", |lines| {
+            lines.retain(|line| line.split(' ').next() != Some(name));
+        })?;
+        let module = self.root.join(format!("sys/module/{name}"));
+        if !module.exists() {
+            return Ok(());
+        }
+        let hidden = self.root.join(format!("sys/module/.{name}"));
+        std::fs::rename(&module, &hidden)
+            .map_err(|error| Error::io("tree cannot be changed", &module, error))
+    }
+
+    fn mount(&mut self, source: &str, point: &str, kind: &str, options: &str) -> Result<()> {
+        let line =
+            format!("900 1 0:90 / {point} rw,relatime shared:90 - {kind} {source} {options}");
+        self.edit("/proc/self/mountinfo", |lines| lines.push(line))
+    }
+
+    fn unmount(&mut self, point: &str) -> Result<()> {
+        let field = format!(" / {point} ");
+        self.edit("/proc/self/mountinfo", |lines| lines.retain(|line| !line.contains(&field)))
+    }
+
+    fn swap_on(&mut self, path: &str) -> Result<()> {
+        let line = format!("{path} file 1024 0 -3");
+        self.edit("/proc/swaps", |lines| lines.push(line))
+    }
+
+    fn swap_off(&mut self, path: &str) -> Result<()> {
+        self.edit("/proc/swaps", |lines| lines.retain(|line| line.split(' ').next() != Some(path)))
+    }
+
+    /// Boot loader tools are imitated: the generated file quotes its source.
+    fn run(&mut self, command: &[String]) -> Result<()> {
+        let target = command
+            .windows(2)
+            .find(|pair| pair[0] == "-o")
+            .map_or_else(|| "/boot/grub/grub.cfg".to_owned(), |pair| pair[1].clone());
+        let source =
+            std::fs::read_to_string(self.root.join("etc/default/grub")).unwrap_or_default();
+        let extra =
+            command.iter().find_map(|word| word.strip_prefix("--args=")).unwrap_or_default();
+        let place = self.root.join(target.trim_start_matches('/'));
+        std::fs::write(&place, format!("# generated\n{source}linux {extra}\n"))
+            .map_err(|error| Error::io("tree cannot be changed", &place, error))
+    }
+
+    fn net(&mut self) -> Option<&mut dyn NetBackend> {
+        match &mut self.net {
+            Some(net) => Some(net.as_mut()),
+            None => None,
+        }
+    }
+}

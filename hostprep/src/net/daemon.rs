@@ -1,0 +1,52 @@
+//! Programs that run on for a network (dnsmasq, a DHCP client): found again by pid file and command line.
+#![allow(unsafe_code)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+
+fn is_it(pid: i32, pid_file: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    pid > 1 && String::from_utf8_lossy(&line).contains(pid_file)
+}
+
+/// The process that the pid file names, when it still is that program: pids are used again, and pid files stay
+/// behind, so the command line must hold the pid file's name. A program that was started and has not written its
+/// pid file yet (we were killed in between) is found by its command line alone.
+pub fn running(pid_file: &str) -> Option<i32> {
+    let named = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(pid) = named.filter(|pid| is_it(*pid, pid_file)) {
+        return Some(pid);
+    }
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let entries = std::fs::read_dir("/proc").ok()?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.into_iter().find(|pid| *pid != own && is_it(*pid, pid_file))
+}
+
+/// Stops it and waits; one that is gone is fine.
+pub fn stop(pid_file: &str) -> Result<()> {
+    if let Some(pid) = running(pid_file) {
+        // SAFETY: sends a signal; `running` made sure whom it meets.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        let start = Instant::now();
+        while running(pid_file) == Some(pid) {
+            if start.elapsed() > Duration::from_secs(5) {
+                return Err(Error::host(format!("process {pid} does not end")).at(pid_file));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    remove(pid_file)
+}
+
+/// Removes a file that may have gone.
+pub fn remove(path: &str) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("cannot be removed", Path::new(path), error))
+        }
+        _ => Ok(()),
+    }
+}

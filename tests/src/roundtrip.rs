@@ -1,0 +1,143 @@
+//! One image through every conversion: to raw with the known hash, to every writable format and back.
+
+use crate::content::{first_difference, sha256};
+use crate::corpus::{Corpus, Row};
+use crate::process::{Invocation, Outcome};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Every writable target: name of the file, format, `-o` options.
+pub const TARGETS: &[(&str, &str, &str)] = &[
+    ("to.qcow2", "qcow2", ""),
+    ("to-mono.vmdk", "vmdk", "subformat=monolithicSparse"),
+    ("to-flat.vmdk", "vmdk", "subformat=monolithicFlat"),
+    ("to-2gb.vmdk", "vmdk", "subformat=twoGbMaxExtentSparse"),
+    ("to-2gbflat.vmdk", "vmdk", "subformat=twoGbMaxExtentFlat"),
+    ("to-stream.vmdk", "vmdk", "subformat=streamOptimized"),
+];
+
+/// The programs of a round trip.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// Ours.
+    pub rimg: PathBuf,
+    /// `qemu-img` as the judge, where it is installed.
+    pub judge: Option<PathBuf>,
+}
+
+/// Takes one image through all conversions in the empty directory `dir`; complaints come back.
+///
+/// # Errors
+/// A sentence when the image cannot be laid out.
+pub fn round_trip(
+    programs: &Programs,
+    corpus: &Corpus,
+    row: &Row,
+    dir: &Path,
+) -> Result<Vec<String>, String> {
+    let image = corpus.unpack(row, dir)?;
+    if sha256(&image).map_err(|e| e.to_string())? != row.sha256_file {
+        return Err(format!("{}: not the file of the manifest", row.path));
+    }
+    let format = row.driver().unwrap_or("raw");
+    let trip = Trip { programs, dir, complaints: Vec::new() };
+    Ok(trip.run(row, format, row.name()))
+}
+
+struct Trip<'a> {
+    programs: &'a Programs,
+    dir: &'a Path,
+    complaints: Vec<String>,
+}
+
+impl Trip<'_> {
+    fn run(mut self, row: &Row, format: &str, name: &str) -> Vec<String> {
+        let info = self.ours(&["info", "-f", format, "--output=json", name]);
+        let size = info
+            .and_then(|said| serde_json::from_slice::<serde_json::Value>(&said.stdout).ok())
+            .and_then(|info| info["virtual-size"].as_u64());
+        if size != row.virtual_size {
+            self.complain(format!("info: virtual size {size:?}, not {:?}", row.virtual_size));
+        }
+        if self.ours(&["convert", "-f", format, "-O", "raw", name, "all.raw"]).is_none() {
+            return self.complaints;
+        }
+        match sha256(&self.dir.join("all.raw")) {
+            Ok(hash) if hash == row.sha256_content => {}
+            Ok(hash) => self.complain(format!("content {hash}, not {}", row.sha256_content)),
+            Err(error) => self.complain(error.to_string()),
+        }
+        for (target, target_format, options) in TARGETS {
+            self.there_and_back(format, name, (target, target_format, options));
+            self.remove(&["to", "back"]);
+        }
+        self.complaints
+    }
+
+    fn there_and_back(&mut self, format: &str, name: &str, target: (&str, &str, &str)) {
+        let (file, to, options) = target;
+        let mut convert = vec!["convert", "-f", format, "-O", to];
+        if !options.is_empty() {
+            convert.extend(["-o", options]);
+        }
+        convert.extend([name, file]);
+        if self.ours(&convert).is_none() {
+            return;
+        }
+        let _ = self.ours(&["check", "-f", to, file]);
+        let _ = self.ours(&["compare", "-f", "raw", "-F", to, "all.raw", file]);
+        self.judge(&["check", "-f", to, file]);
+        self.judge(&["compare", "-f", "raw", "-F", to, "all.raw", file]);
+        if self.ours(&["convert", "-f", to, "-O", "raw", file, "back.raw"]).is_none() {
+            return;
+        }
+        match first_difference(&self.dir.join("all.raw"), &self.dir.join("back.raw")) {
+            Ok(None) => {}
+            Ok(Some(at)) => self.complain(format!("{file} and back differs from offset {at}")),
+            Err(error) => self.complain(error.to_string()),
+        }
+    }
+
+    /// Runs our program; only a success comes back.
+    fn ours(&mut self, args: &[&str]) -> Option<Outcome> {
+        let program = self.programs.rimg.clone();
+        self.must(&program, args)
+    }
+
+    fn judge(&mut self, args: &[&str]) {
+        if let Some(judge) = self.programs.judge.clone() {
+            let _ = self.must(&judge, args);
+        }
+    }
+
+    fn must(&mut self, program: &Path, args: &[&str]) -> Option<Outcome> {
+        let limit = Duration::from_secs(120);
+        match Invocation::new(program, self.dir).args(args).time_limit(limit).run() {
+            Ok(outcome) if outcome.success() => Some(outcome),
+            Ok(outcome) => {
+                let said = outcome.out() + &outcome.err();
+                let who = program.file_name().unwrap_or_default().to_string_lossy();
+                let line = format!("{who} {}: {}: {}", args.join(" "), outcome.end, said.trim());
+                self.complain(line);
+                None
+            }
+            Err(error) => {
+                self.complain(error.to_string());
+                None
+            }
+        }
+    }
+
+    fn complain(&mut self, what: String) {
+        self.complaints.push(what);
+    }
+
+    fn remove(&self, prefixes: &[&str]) {
+        for entry in std::fs::read_dir(self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if prefixes.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Images made by other products: known content, there and back; and hostile ones.
+//!
+//! The images in `testdata/` are always used, those of the shared corpus where it is found
+//! (`$CORPUS`, or `shared/corpus` beside the workspace).
+
+#![allow(clippy::unwrap_used)] // all of it is test code
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use suite::corpus::{Corpus, Row};
+use suite::hostile;
+use suite::roundtrip::{Programs, round_trip};
+use suite::tools;
+
+/// The formats that are whole so far.
+const FORMATS: &[&str] = &["raw", "qcow2", "vmdk"];
+
+#[test]
+fn images_in_testdata_convert_to_their_known_content_and_back() {
+    let corpus = Corpus::load(tools::workspace().join("testdata")).unwrap();
+    assert!(corpus.rows.len() >= 5, "testdata/MANIFEST.tsv has lost rows");
+    convert_all(&corpus);
+}
+
+#[test]
+fn images_by_other_products_convert_to_their_known_content_and_back() {
+    match Corpus::find() {
+        Ok(corpus) => convert_all(&corpus),
+        Err(why) => tools::skip("the images by other products", &why),
+    }
+}
+
+#[test]
+fn hostile_images_are_refused_within_bounds() {
+    let corpus = match Corpus::find() {
+        Ok(corpus) => corpus,
+        Err(why) => return tools::skip("the hostile images", &why),
+    };
+    let rimg = tools::rimg().unwrap();
+    let ours = |row: &&Row| {
+        // Third-party rows name no format; their names tell.
+        let named = [".qcow2", ".vmdk"].iter().any(|end| row.name().ends_with(end));
+        FORMATS.contains(&row.format.as_str()) || (row.driver().is_none() && named)
+    };
+    let rows: Vec<&Row> =
+        corpus.rows.iter().filter(|row| row.is_hostile() && !row.is_part()).filter(ours).collect();
+    let passwd = std::fs::read("/etc/passwd").unwrap();
+    each(&rows, |row, dir| hostile::challenge(&rimg, &corpus, row, &dir));
+    assert!(
+        std::fs::read("/etc/passwd").unwrap() == passwd,
+        "an image has had a foreign file written"
+    );
+}
+
+fn convert_all(corpus: &Corpus) {
+    let judge = match tools::Reference::find() {
+        Ok(reference) => Some(reference.img),
+        Err(why) => {
+            tools::skip("the second opinion of qemu-img on converted images", &why);
+            None
+        }
+    };
+    let programs = Programs { rimg: tools::rimg().unwrap(), judge };
+    let rows: Vec<&Row> = corpus.images(FORMATS).filter(|row| !row.is_hostile()).collect();
+    each(&rows, |row, dir| round_trip(&programs, corpus, row, &dir));
+}
+
+/// Runs `job` on every row in a directory of its own, on two threads, and fails with all complaints.
+fn each(rows: &[&Row], job: impl Fn(&Row, PathBuf) -> Result<Vec<String>, String> + Sync) {
+    let next = AtomicUsize::new(0);
+    let complaints: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+                    let found = job(row, dir.path().to_path_buf()).unwrap_or_else(|why| vec![why]);
+                    let found = found.iter().map(|what| format!("{}: {what}", row.path));
+                    complaints.lock().unwrap().extend(found);
+                }
+            });
+        }
+    });
+    let complaints = complaints.into_inner().unwrap();
+    let bad: std::collections::BTreeSet<_> =
+        complaints.iter().filter_map(|line| line.split(": ").next()).collect();
+    tools::say(&format!("{} of {} images behave", rows.len() - bad.len(), rows.len()));
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}

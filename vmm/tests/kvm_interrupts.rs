@@ -1,5 +1,6 @@
 //! irqfd, ioeventfd, MSI routes and pins, with a guest that answers interrupts.
-#![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(unsafe_code, missing_docs)]
 
 mod common;
 

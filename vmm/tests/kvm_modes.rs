@@ -1,5 +1,6 @@
 //! Guests of our own in every mode of the processor, on the host's KVM.
-#![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(unsafe_code, missing_docs)]
 
 mod common;
 

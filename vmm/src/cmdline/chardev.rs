@@ -50,7 +50,10 @@ pub fn chardev(b: &mut Builder, text: &str) -> Result<()> {
     let config = match kind.as_str() {
         "null" => CharConfig::Null,
         "stdio" => {
-            let _ = o.take_bool("signal")?;
+            if !o.take_bool("signal")?.unwrap_or(true) {
+                return Err(Error::unsupported("signal=off is not supported yet")
+                    .hint("Use mux=on: Ctrl-c then goes to the guest"));
+            }
             CharConfig::Stdio { keys: o.take_bool("mux")?.unwrap_or(false) }
         }
         "pty" => CharConfig::Pty,

@@ -67,7 +67,13 @@ pub fn object(b: &mut Builder, text: &str) -> Result<()> {
         "memory-backend-ram" | "memory-backend-file" | "memory-backend-memfd" => o.need("id")?,
         "rng-random" | "rng-builtin" => {
             // The device takes its bytes from the host's kernel; this says where it would anyway.
-            drop((o.take("id"), o.take("filename")));
+            drop(o.take("id"));
+            match o.take("filename").as_deref() {
+                None | Some("/dev/urandom" | "/dev/random") => {}
+                Some(other) => {
+                    b.warnings.push(format!("-object {kind}: /dev/urandom is used, not {other}"));
+                }
+            }
             return o.finish(&[]);
         }
         other => {

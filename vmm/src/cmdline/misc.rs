@@ -29,10 +29,9 @@ pub fn append(b: &mut Builder, text: &str) -> Result<()> {
 pub fn name(b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, Some("guest"));
     b.machine.name = o.take("guest");
-    drop(o.take("process"));
     // Threads always have names.
-    drop(o.take("debug-threads"));
-    o.finish(&[])
+    o.take_bool("debug-threads")?;
+    o.finish(&[("process", "Start rkvm under that name: exec -a NAME rkvm ...")])
 }
 
 /// `-uuid`.
@@ -191,7 +190,13 @@ pub fn rtc(b: &mut Builder, text: &str) -> Result<()> {
                 .hint("Use clock=host"));
         }
     }
-    drop(o.take("driftfix"));
+    match o.take("driftfix").as_deref() {
+        None | Some("none") => {}
+        Some(other) => {
+            return Err(Error::unsupported(format!("driftfix={other} is not supported yet"))
+                .hint("Use driftfix=none"));
+        }
+    }
     o.finish(&[])
 }
 

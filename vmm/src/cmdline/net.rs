@@ -8,14 +8,11 @@ use std::path::PathBuf;
 use super::builder::Builder;
 use super::device::DeviceSpec;
 use super::options::{Options, Refusals};
-use crate::machine::config::{DeviceKind, TapConfig};
+use crate::machine::config::{DOWNSCRIPT, DeviceKind, TapConfig};
 use crate::{Error, Result};
 
 /// Default network script.
 const SCRIPT: &str = "/etc/qemu-ifup";
-/// Default script for the end.
-const DOWNSCRIPT: &str = "/etc/qemu-ifdown";
-
 const TAP_REFUSED: Refusals = &[
     ("vhost", "Leave it out, or use vhost=off"),
     ("vhostfd", "Leave it out"),
@@ -190,12 +187,7 @@ fn tap(o: &mut Options) -> Result<TapConfig> {
     };
     let given = fd.is_none();
     let up = script(o.take("script"), SCRIPT);
-    let down = o.take("downscript");
-    // A default script that does not exist at the end has nothing to undo.
-    let down = match down {
-        None if !std::path::Path::new(DOWNSCRIPT).exists() => None,
-        other => script(other, DOWNSCRIPT),
-    };
+    let down = script(o.take("downscript"), DOWNSCRIPT);
     if o.has("vhost") && matches!(o.take_bool("vhost")?, Some(true)) {
         return Err(Error::unsupported("vhost=on is not supported yet").hint("Use vhost=off"));
     }

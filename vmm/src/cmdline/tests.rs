@@ -171,6 +171,9 @@ fn nothing_is_silently_ignored() {
         ("-kernel k -M accel=tcg", "accelerator"),
         ("-kernel k -serial tcp::4444", "'tcp:'"),
         ("-kernel k -S", "go on"),
+        ("-kernel k -name a,process=b", "process=b"),
+        ("-kernel k -rtc driftfix=slew", "driftfix=slew"),
+        ("-kernel k -chardev stdio,id=c,signal=off", "signal=off"),
     ] {
         assert!(refused(line).contains(what), "{line}: {}", refused(line));
     }

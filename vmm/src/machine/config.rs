@@ -100,6 +100,10 @@ pub struct DeviceConfig {
     pub kind: DeviceKind,
 }
 
+/// The script that takes tap interfaces down unless another is named. When it does not exist there is
+/// nothing to take down.
+pub const DOWNSCRIPT: &str = "/etc/qemu-ifdown";
+
 /// A tap interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TapConfig {

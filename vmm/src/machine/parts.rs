@@ -1,12 +1,15 @@
 //! Making the devices and putting them where they belong.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use imgcore::format::Access;
 use imgcore::graph::open::{self, OpenOptions, OpenRequest, Policy};
 
-use super::config::{DeviceConfig, DeviceKind, Drive, MachineConfig, RtcBase, TapConfig};
+use super::config::{
+    DOWNSCRIPT, DeviceConfig, DeviceKind, Drive, MachineConfig, RtcBase, TapConfig,
+};
 use crate::block::BlockBackend;
 use crate::bus::Device;
 use crate::chardev::{self, Opened, Standard};
@@ -199,10 +202,11 @@ impl Workshop<'_> {
             DeviceKind::Net { mac, tap } => {
                 let config = NetConfig { id: device.id.clone(), mac: *mac };
                 let open = open_tap(tap)?;
-                parts.downscripts.extend(tap.downscript.as_ref().map(|script| Downscript {
-                    script: script.clone(),
-                    interface: open.name().to_owned(),
-                }));
+                let script = tap.downscript.clone();
+                let script = script.filter(|s| s != Path::new(DOWNSCRIPT) || s.exists());
+                parts.downscripts.extend(
+                    script.map(|script| Downscript { script, interface: open.name().to_owned() }),
+                );
                 Arc::new(Net::new(config, Box::new(open)))
             }
             DeviceKind::Balloon { reporting } => {

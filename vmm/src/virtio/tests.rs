@@ -26,6 +26,59 @@ fn rng_gives_different_bytes() {
     d.wait(0);
 }
 
+/// A driver from before virtio 1.0: registers in ports, rings one after the other from a page on.
+#[test]
+fn an_old_driver_uses_the_legacy_registers() {
+    use super::pci::LEGACY_BAR;
+    use crate::pci::Function;
+    use vm_memory::{Bytes, GuestAddress};
+    let d = Driver::new(Arc::new(Rng), 0);
+    let bar = d.pci.bar(LEGACY_BAR);
+    let get = |offset: u64, len: usize| {
+        let mut b = [0; 8];
+        bar.read(offset, &mut b[..len]);
+        u64::from_le_bytes(b)
+    };
+    let set = |offset: u64, value: u64, len: usize| {
+        bar.write(offset, &value.to_le_bytes()[..len]);
+    };
+    set(18, 0, 1);
+    set(18, 3, 1);
+    assert_eq!(get(0, 4) >> 28 & 3, 3, "indirect descriptors and event index are offered");
+    set(4, 0xffff_ffff, 4);
+    assert_eq!(get(4, 4), get(0, 4), "only what was offered can be taken");
+    set(4, 0, 4);
+    set(14, 0, 2);
+    let size = get(12, 2);
+    assert_eq!((size, get(8, 4)), (64, 0));
+    set(8, 0x300, 4);
+    assert_eq!(get(8, 4), 0x300);
+    set(18, 7, 1);
+    // One buffer of 16 bytes; the available ring follows the 64 descriptors, the used ring the next page.
+    let (desc, avail, used) = (0x30_0000, 0x30_0000 + 16 * size, 0x30_1000);
+    d.memory.write_obj(0x40_0000u64, GuestAddress(desc)).unwrap();
+    d.memory.write_obj(16u32, GuestAddress(desc + 8)).unwrap();
+    d.memory.write_obj(2u16, GuestAddress(desc + 12)).unwrap();
+    d.memory.write_obj(1u16, GuestAddress(avail + 2)).unwrap();
+    set(16, 0, 2);
+    for _ in 0..5000 {
+        if d.memory.read_obj::<u16>(GuestAddress(used + 2)).unwrap() == 1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!(d.memory.read_obj::<u32>(GuestAddress(used + 8)).unwrap(), 16);
+    assert_ne!(d.bytes(0x40_0000, 16), [0; 16]);
+    assert_eq!(get(19, 1), 1, "interrupt status");
+    assert_eq!(get(19, 1), 0, "cleared by reading");
+    // Out of reach: the device says so instead of working.
+    set(18, 0, 1);
+    set(18, 3, 1);
+    set(8, 0xffff_ffff, 4);
+    set(18, 7, 1);
+    assert_eq!(get(18, 1) & 0x40, 0x40);
+}
+
 #[test]
 fn console_both_ways() {
     let out = Captured::default();

@@ -1,6 +1,8 @@
 //! What happens to `rimg` in the field: signals, limits, full disks, other processes on the same image,
 //! bounded memory. Needs no rights but those of a user; see `field_devices.rs` for the rest.
 
+#![allow(clippy::unwrap_used)] // all of it is test code
+
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -1,6 +1,8 @@
 //! `rimg` on block devices, file systems that share blocks, disks with unreadable sectors and full ones.
 //! Needs root, loop devices and mounts; what cannot be set up is skipped with a line that says so.
 
+#![allow(clippy::unwrap_used)] // all of it is test code
+
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

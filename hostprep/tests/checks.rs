@@ -125,7 +125,21 @@ fn kvm_cases() -> Vec<Case> {
         case("firmware.readable", intel(), Pass, "").msr(0x3A, 5),
         case("firmware.readable", intel(), Info, "modprobe msr"),
         case("kvm.modules", intel(), Pass, "kvm_intel"),
-        case("kvm.modules", vm_without_vmx(), Fatal, "modprobe kvm_intel"),
+        case("kvm.modules", vm_without_vmx(), Fatal, "cpu.virt-flag"),
+        case(
+            "kvm.modules",
+            with(intel(), |s| {
+                s.facts().vcpu = failed("open", libc::ENOENT);
+                s.remove("/sys/module/kvm_intel").set("/proc/modules", "ext4 1 0 - Live 0x0");
+            }),
+            Fatal,
+            "modprobe kvm_intel",
+        ),
+        case("kvm.run", collected("nested-amd"), Pass, "halted"),
+        case("kvm.ept", collected("nested-amd"), Pass, "NPT is on"),
+        case("kvm.run", collected("vm-without-svm"), Fatal, "does not exist"),
+        case("cpu.virt-flag", collected("vm-without-svm"), Fatal, "guest itself"),
+        case("dev.tun", collected("nested-amd"), Warning, "modprobe tun"),
         case("kvm.access", intel(), Pass, "alice may open"),
         case("kvm.access", denied(|_| ()), Fatal, "newgrp kvm"),
         case(

@@ -11,6 +11,7 @@
 //! * [`vcpu`]: the threads that run guest code; pause, resume, kick, stop.
 //! * [`devices`], [`pci`], [`virtio`]: what the guest sees. [`block`] and [`net`] are what lies behind.
 //! * [`boot`], [`cpu`]: kernels, tables, CPUID.
+//! * [`chardev`]: where serial ports lead.
 //! * [`machine`]: builds all of it, runs it, takes it down in one order.
 //!
 //! The library never prints, exits, or reads arguments or the environment. A guest is hostile: nothing
@@ -19,11 +20,14 @@
 pub mod block;
 pub mod boot;
 pub mod bus;
+pub mod chardev;
+pub mod cmdline;
 pub mod cpu;
 pub mod devices;
 pub mod fd;
 pub mod irq;
 pub mod kvm;
+pub mod machine;
 pub mod mem;
 pub mod net;
 pub mod num;

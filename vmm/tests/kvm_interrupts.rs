@@ -1,6 +1,5 @@
 //! irqfd, ioeventfd, MSI routes and pins, with a guest that answers interrupts.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![allow(unsafe_code, missing_docs)]
+#![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

@@ -1,6 +1,5 @@
 //! Guests of our own in every mode of the processor, on the host's KVM.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![allow(unsafe_code, missing_docs)]
+#![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

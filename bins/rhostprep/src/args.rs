@@ -53,7 +53,10 @@ pub enum Command {
     },
     /// Write the manual page to standard output
     #[command(hide = true)]
-    Man,
+    Man {
+        /// Of this command, like `net nat`; of the program when none is given
+        words: Vec<String>,
+    },
 }
 
 /// What the host is wanted for.

@@ -304,8 +304,15 @@ impl Maker<'_> {
         }
         if size > 0 {
             let folder = path.rsplit_once('/').map_or("/", |(folder, _)| folder);
-            let free = self.host.probe().filesystem(if folder.is_empty() { "/" } else { folder });
-            if let Some(free) = free.map(|fact| fact.free)
+            let fact = self.host.probe().filesystem(if folder.is_empty() { "/" } else { folder });
+            // tmpfs, NFS, overlay (linux/magic.h): swapon refuses their files.
+            let unfit = [0x0102_1994, 0x6969, 0x794C_7630];
+            if fact.as_ref().is_some_and(|fact| unfit.contains(&fact.magic)) {
+                return Err(Error::refused("that file system cannot hold a swap file")
+                    .at(path)
+                    .remedy("use a file on ext4, XFS or btrfs, or a partition"));
+            }
+            if let Some(free) = fact.map(|fact| fact.free)
                 && free < size
             {
                 return Err(Error::host(format!(

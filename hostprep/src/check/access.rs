@@ -54,7 +54,7 @@ pub fn kvm_node(host: &Host, _wanted: &Wanted) -> Outcome {
     let group = group(host, stat.gid);
     let group_name =
         group.as_ref().map_or_else(|| stat.gid.to_string(), |group| group.name.clone());
-    let user = user_name(host, identity.uid).unwrap_or_else(|| identity.uid.to_string());
+    let user = user_name(host, identity.uid).unwrap_or_else(|| format!("user {}", identity.uid));
     let evidence = |outcome: Outcome| {
         outcome.read(
             NODE,

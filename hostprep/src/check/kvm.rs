@@ -179,6 +179,13 @@ pub fn modules(host: &Host, _wanted: &Wanted) -> Outcome {
             ),
         );
     }
+    let cpuid = host.probe().cpuid().unwrap_or_default();
+    if host.cpuinfo().virt_flag().is_none() && !cpuid.vmx && !cpuid.svm {
+        return evidence(Outcome::fatal(format!(
+            "{module} is not loaded, and cannot be: the processor offers no virtualization"
+        )))
+        .remedy(Remedy::text("see cpu.virt-flag"));
+    }
     evidence(Outcome::fatal(format!("{module} is not loaded"))).remedy(
         Remedy::command("load it now and at boot", format!("modprobe {module}"))
             .then(format!("echo {module} > /etc/modules-load.d/kvm.conf"))

@@ -60,6 +60,11 @@ pub fn swap(host: &Host, wanted: &Wanted) -> Outcome {
     if total == 0 {
         return evidence(Outcome::unknown("the memory size cannot be read"));
     }
+    if wanted.guests.is_empty() {
+        return evidence(Outcome::info(
+            "name guests with --guests to judge whether swap must cover them",
+        ));
+    }
     let sum = Sum::new(total, wanted.reserve(), wanted.guest_memory());
     if sum.overcommit == 0 {
         return evidence(Outcome::pass(

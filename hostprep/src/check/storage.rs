@@ -39,7 +39,11 @@ fn closed_parent(host: &Host, folder: &str) -> Option<String> {
 /// 64: file system, room, direct I/O, way in.
 pub fn images(host: &Host, wanted: &Wanted) -> Outcome {
     let folder = wanted.images.first().map_or("/var/lib/libvirt/images", |path| folder_of(path));
-    let place = if wanted.images.is_empty() && !host.exists(folder) { "/var/lib" } else { folder };
+    // A folder that is yet to be made will be on its parent's file system.
+    let mut place = folder;
+    while place != "/" && place != "." && !host.exists(place) {
+        place = folder_of(place);
+    }
     let Some(fact) = host.probe().filesystem(place) else {
         return Outcome::unknown(format!("nothing is known of the file system of {place}"))
             .read("statfs", "fails");

@@ -543,6 +543,8 @@ pub struct MeasureSource<'a> {
     pub virtual_size: u64,
     /// Calls back with each run of bytes that must be stored, ascending.
     pub data_runs: &'a mut dyn FnMut(RunSink<'_>) -> Result<()>,
+    /// There is a source, and not only a size.
+    pub from_image: bool,
     /// Bitmaps of the source: granularity of each, and name length.
     pub bitmaps: Option<Vec<(u64, usize)>>,
 }

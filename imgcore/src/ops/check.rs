@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ImageArg, Job};
-use crate::Error;
 use crate::format::{CheckReport, Repair};
 use crate::graph::open::{Depth, Purpose};
+use crate::{Error, ErrorKind};
 
 /// What to do.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +37,8 @@ pub struct CheckOutcome {
 pub enum CheckFailure {
     /// This format has no check (exit code 63).
     NotSupported,
+    /// This image can be checked but not repaired (exit code 63).
+    NotRepairable(Error),
     /// It could not be carried out (exit code 1).
     Failed(Error),
 }
@@ -45,7 +47,7 @@ impl CheckFailure {
     /// The exit code of the command.
     pub fn exit_code(&self) -> u8 {
         match self {
-            CheckFailure::NotSupported => 63,
+            CheckFailure::NotSupported | CheckFailure::NotRepairable(_) => 63,
             CheckFailure::Failed(_) => 1,
         }
     }
@@ -75,6 +77,9 @@ pub fn check(
     let node = options.image.open(job, &how)?;
     let look = |repair| match node.image().check(repair, job.watcher) {
         None => Err(CheckFailure::NotSupported),
+        Some(Err(e)) if repair != Repair::Nothing && e.kind() == ErrorKind::Unsupported => {
+            Err(CheckFailure::NotRepairable(e))
+        }
         Some(report) => report.map_err(|e| CheckFailure::Failed(e.context("Check failed"))),
     };
     let mut report = look(options.repair)?;

@@ -153,7 +153,7 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
     }
     let mut total = None;
     for (index, storage) in storages.iter().enumerate() {
-        let storage: &dyn Storage = storage.whole().unwrap_or(&***storage);
+        let storage: &dyn Storage = storage.whole().map_or(&***storage, |(whole, _)| whole);
         if let Some(bytes) = storage.allocated()? {
             total = Some(total.unwrap_or(0u64).saturating_add(bytes));
         }

@@ -90,10 +90,10 @@ pub fn map(
 
 fn entry(walk: &Walk<'_>, at: u64, run: &Run) -> MapEntry {
     let place = if run.compressed { None } else { run.place };
-    let filename = place.and_then(|(storage, _)| {
-        let node = walk.image(run.link)?;
-        Some(node.host_name(storage).to_owned())
-    });
+    let node = walk.image(run.link);
+    let filename = place.and_then(|(storage, _)| Some(node?.host_name(storage).to_owned()));
+    // Where the file begins, not the part of it that the image lies in.
+    let start = |storage| node.and_then(|n| n.image().storage(storage).whole()).map_or(0, |w| w.1);
     MapEntry {
         start: at,
         length: run.len,
@@ -102,7 +102,7 @@ fn entry(walk: &Walk<'_>, at: u64, run: &Run) -> MapEntry {
         zero: run.is_zero(),
         data: run.stored,
         compressed: run.compressed,
-        offset: place.map(|(_, offset)| offset.0),
+        offset: place.map(|(storage, offset)| start(storage).saturating_add(offset.0)),
         filename,
     }
 }

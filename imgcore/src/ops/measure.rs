@@ -66,7 +66,12 @@ pub fn measure(options: &MeasureOptions, job: &Job<'_>) -> Result<Measurement> {
         Some(node) => data_runs(node, job, sink),
         None => Ok(()),
     };
-    let source = MeasureSource { virtual_size: size, data_runs: &mut runs, bitmaps };
+    let source = MeasureSource {
+        virtual_size: size,
+        data_runs: &mut runs,
+        from_image: node.is_some(),
+        bitmaps,
+    };
     driver.measure(&create, source)
 }
 

@@ -15,7 +15,7 @@ use super::{ImageArg, Job};
 use crate::format::{self, BackingRef, Encoded, Encoder, Level, ZeroSpace, check_cancelled};
 use crate::graph::Node;
 use crate::graph::gate::combine;
-use crate::graph::open::{Depth, OpenOptions, OpenRequest, open};
+use crate::graph::open::{Depth, OpenOptions, OpenRequest, Sharing, open};
 use crate::num::{GuestOffset, len_u64, round_down, round_up, small};
 use crate::storage::CacheMode;
 use crate::storage::zero::is_zero;
@@ -55,6 +55,8 @@ pub struct RebaseOptions {
 pub fn rebase(options: &RebaseOptions, job: &Job<'_>) -> Result<()> {
     let backing = options.backing.as_deref().filter(|b| !b.is_empty());
     let mut how = options.image.options(job).writable();
+    // `-U` is about the new file below; the image itself is written.
+    how.sharing = Sharing::Locked;
     if options.mode == RebaseMode::Unsafe {
         how.depth = Depth::Top;
     }

@@ -154,8 +154,8 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// The storage that this one is a window on.
-    fn whole(&self) -> Option<&dyn Storage> {
+    /// The storage that this one is a window on, and where in it this one begins.
+    fn whole(&self) -> Option<(&dyn Storage, u64)> {
         None
     }
 

@@ -82,8 +82,11 @@ impl Storage for SliceStorage {
         }
     }
 
-    fn whole(&self) -> Option<&dyn Storage> {
-        Some(self.inner.whole().unwrap_or(&*self.inner))
+    fn whole(&self) -> Option<(&dyn Storage, u64)> {
+        match self.inner.whole() {
+            Some((whole, start)) => Some((whole, start.saturating_add(self.start))),
+            None => Some((&*self.inner, self.start)),
+        }
     }
 
     fn limits(&self) -> Limits {

@@ -7,7 +7,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use super::features::{self, Register, WORDS, Word};
-use super::models::{self, Model, Vendor};
+use super::models::{self, Model};
 use super::topology::Topology;
 use crate::num::len_u64;
 use crate::{Error, Result};
@@ -153,10 +153,9 @@ fn write(entries: &mut [kvm_cpuid_entry2], word: &Word, value: u32) {
     }
 }
 
-/// Vendor, signature and brand string of a model.
-fn dress_up(entries: &mut Vec<kvm_cpuid_entry2>, model: &Model) {
-    let id = model.vendor.id();
-    let part = |at: usize| u32::from_le_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
+/// Signature and brand string of a model. The vendor stays the host's, as in QEMU: which instructions
+/// enter the kernel in compatibility mode depends on it, and the processor that runs is the host's.
+fn dress_up(entries: &mut [kvm_cpuid_entry2], model: &Model) {
     let (family, number, stepping) = model.signature;
     let (low_family, ext_family) = (family.min(15), family.saturating_sub(15));
     let signature =
@@ -171,12 +170,7 @@ fn dress_up(entries: &mut Vec<kvm_cpuid_entry2>, model: &Model) {
         .any(|(v, w)| w.leaf >= 0xd && w.leaf < 0x4000_0000 && *v != 0);
     for e in entries.iter_mut() {
         match e.function {
-            0 | 0x8000_0000 => {
-                (e.ebx, e.edx, e.ecx) = (part(0), part(4), part(8));
-                if e.function == 0 && old {
-                    e.eax = e.eax.min(0xd);
-                }
-            }
+            0 if old => e.eax = e.eax.min(0xd),
             1 | 0x8000_0001 => e.eax = signature,
             0x8000_0002..=0x8000_0004 => {
                 let base = crate::num::index(u64::from(e.function - 0x8000_0002) * 16);
@@ -189,10 +183,6 @@ fn dress_up(entries: &mut Vec<kvm_cpuid_entry2>, model: &Model) {
             _ => {}
         }
     }
-    if model.vendor == Vendor::Amd {
-        // Intel's description of caches; AMD's own lies in 0x8000001d.
-        entries.retain(|e| e.function != 2 && e.function != 4);
-    }
 }
 
 impl Template {
@@ -202,6 +192,9 @@ impl Template {
         let apic = topology.apic_id(index);
         let logical = topology.cores * topology.threads;
         let amd = entries.iter().any(|e| e.function == 0 && e.ebx == u32::from_le_bytes(*b"Auth"));
+        if amd && topology.threads > 1 && entries.iter().all(|e| e.function != 0x8000_001e) {
+            entries.push(kvm_cpuid_entry2 { function: 0x8000_001e, ..Default::default() });
+        }
         // Leaves 0xb and 0x1f are made anew.
         entries.retain(|e| e.function != 0xb && e.function != 0x1f);
         for e in &mut entries {
@@ -210,16 +203,21 @@ impl Template {
                     e.ebx = (e.ebx & 0xff00) | 8 << 8 | apic << 24 | logical.min(255) << 16;
                     set(&mut e.edx, 28, logical > 1);
                 }
-                4 => {
+                4 if e.eax & 0x1f != 0 => {
                     let sharing = if (e.eax >> 5) & 7 >= 3 { logical } else { topology.threads };
                     e.eax = (e.eax & 0x3fff)
                         | (pow2(sharing) - 1).min(0xfff) << 14
                         | (pow2(topology.cores) - 1).min(0x3f) << 26;
                 }
                 0x8000_0001 => {
-                    // Several logical processors without threads: AMD's old way to say cores.
+                    // Several logical processors: AMD's old way to say cores.
                     set(&mut e.ecx, 1, amd && logical > 1);
+                    // Without it guests take an AMD processor's threads for cores.
+                    if amd && topology.threads > 1 {
+                        set(&mut e.ecx, 22, true);
+                    }
                 }
+                0x8000_0000 if amd && topology.threads > 1 => e.eax = e.eax.max(0x8000_001e),
                 0x8000_0008 => {
                     let bits = topology.package_bits();
                     e.ecx =
@@ -339,7 +337,7 @@ mod tests {
         assert_eq!(one.ecx & (1 << 31), 1 << 31, "hypervisor");
         assert_eq!(one.ecx & (1 << 21), 1 << 21, "x2apic");
         assert_eq!(one.eax, 1 | 0xb << 4 | 15 << 8 | 6 << 16, "family 15 model 107 stepping 1");
-        assert_eq!(leaf(&c, 0, 0).ebx.to_le_bytes(), *b"Auth");
+        assert_eq!(leaf(&c, 0, 0).ebx, u32::MAX, "the host's vendor");
         assert_eq!(&leaf(&c, 0x8000_0002, 0).eax.to_le_bytes(), b"QEMU");
     }
 
@@ -372,6 +370,21 @@ mod tests {
         assert_eq!((b.eax, b.ebx, b.ecx >> 8), (2, 4, 2));
         let e = leaf(&c, 0x8000_001e, 0);
         assert_eq!((e.eax, e.ebx, e.ecx), (5, 1 << 8, 1));
+        // An AMD host without topology leaves: threads need them.
+        let mut amd = host();
+        for e in amd.as_mut_slice() {
+            match e.function {
+                0 => e.ebx = u32::from_le_bytes(*b"Auth"),
+                0x8000_0001 => e.ecx = 0,
+                0x8000_0000 => e.eax = 0x8000_0008,
+                0x8000_001e => e.function = 0x8000_0019,
+                _ => {}
+            }
+        }
+        let c = build(&config("qemu64", &[]), &amd).unwrap().for_vcpu(5, &topology).unwrap();
+        assert_eq!(leaf(&c, 0x8000_001e, 0).ebx, 1 << 8);
+        assert_eq!(leaf(&c, 0x8000_0001, 0).ecx & (1 << 22), 1 << 22);
+        assert_eq!(leaf(&c, 0x8000_0000, 0).eax, 0x8000_001e);
         let single = t.for_vcpu(0, &Topology::default()).unwrap();
         assert_eq!(leaf(&single, 1, 0).edx & (1 << 28), 0);
     }

@@ -11,16 +11,6 @@ pub enum Vendor {
     Amd,
 }
 
-impl Vendor {
-    /// The twelve letters, in the order EBX, EDX, ECX.
-    pub fn id(self) -> &'static [u8; 12] {
-        match self {
-            Vendor::Intel => b"GenuineIntel",
-            Vendor::Amd => b"AuthenticAMD",
-        }
-    }
-}
-
 /// A named processor.
 #[derive(Debug)]
 pub struct Model {
@@ -28,7 +18,7 @@ pub struct Model {
     pub name: &'static str,
     /// One line for `-cpu help`; the brand string in CPUID too.
     pub title: &'static str,
-    /// Maker.
+    /// Maker; guests see the host's all the same.
     pub vendor: Vendor,
     /// Family, model, stepping.
     pub signature: (u32, u32, u32),

@@ -26,6 +26,10 @@ pub trait Lifecycle: Send + Sync {
     fn resume(&self) -> Result<()> {
         Ok(())
     }
+    /// Make stored data durable.
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
     /// Back to the state after power-on.
     fn reset(&self) {}
     /// End threads, make stored data durable.

@@ -53,6 +53,8 @@ pub struct Rtc {
     state: Mutex<State>,
     clock: Clock,
     line: Arc<dyn Line>,
+    /// Called when `next_event` may have changed.
+    on_change: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl std::fmt::Debug for Rtc {
@@ -75,7 +77,8 @@ fn civil(days: i64) -> (i64, u8, u8) {
     (year, u8::try_from(month).unwrap_or(1), u8::try_from(day).unwrap_or(1))
 }
 
-fn days_of(year: i64, month: i64, day: i64) -> i64 {
+/// Days since 1970-01-01 of a date.
+pub fn days_of(year: i64, month: i64, day: i64) -> i64 {
     let y = if month <= 2 { year - 1 } else { year };
     let era = y.div_euclid(400);
     let yoe = y.rem_euclid(400);
@@ -157,7 +160,7 @@ impl Rtc {
         ram[REG_D] = 0x80;
         let seen = clock();
         let state = State { index: 0, ram, offset: 0, frozen: None, seen };
-        let rtc = Rtc { state: Mutex::new(state), clock, line };
+        let rtc = Rtc { state: Mutex::new(state), clock, line, on_change: Mutex::default() };
         {
             let mut s = rtc.lock();
             let now = rtc.seconds(&s);
@@ -179,6 +182,11 @@ impl Rtc {
         if let Some(b) = self.lock().ram.get_mut(usize::from(index)) {
             *b = value;
         }
+    }
+
+    /// `call` is called whenever [`Rtc::next_event`] may have changed.
+    pub fn on_change(&self, call: Box<dyn Fn() + Send>) {
+        *self.on_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
     }
 
     /// How long until [`Rtc::tick`] has something to do; `None` when all interrupts are off.
@@ -305,7 +313,13 @@ impl Device for Rtc {
             // The highest bit masks non-maskable interrupts, of which there are none.
             self.lock().index = usize::from(value & 0x7f);
         } else {
+            let steers = matches!(self.lock().index, REG_A | REG_B);
             self.write_data(value);
+            if steers
+                && let Some(call) = &*self.on_change.lock().unwrap_or_else(PoisonError::into_inner)
+            {
+                call();
+            }
         }
         Effect::None
     }

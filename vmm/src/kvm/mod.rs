@@ -4,10 +4,12 @@
 //! * [`vm`]: one virtual machine: memory slots, interrupt chips, irqfd, ioeventfd.
 //! * [`routes`]: the interrupt routing table: which GSI is a pin, which is a message.
 //! * [`vcpu`]: one virtual processor and why it came back.
+//! * [`baseline`]: the state to go back to at a reset.
 //! * [`kick`]: getting a processor out of guest mode from another thread.
 
 #![allow(unsafe_code)]
 
+pub mod baseline;
 pub mod kick;
 pub mod routes;
 pub mod system;

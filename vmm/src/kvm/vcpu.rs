@@ -57,7 +57,7 @@ pub enum Start {
 #[derive(Debug)]
 pub struct Vcpu {
     id: u8,
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
 }
 
 /// A reason of [`VcpuExit`] without its borrow, so that the run structure can be looked at again.

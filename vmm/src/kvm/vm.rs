@@ -25,7 +25,7 @@ pub const IDENTITY_MAP: u64 = 0xfeff_c000;
 /// A virtual machine. Cheap to share; the ioctls take care of concurrency themselves.
 #[derive(Debug)]
 pub struct Vm {
-    fd: VmFd,
+    pub(super) fd: VmFd,
     memory: Mutex<Vec<Arc<Memory>>>,
 }
 

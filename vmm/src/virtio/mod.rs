@@ -24,6 +24,8 @@ pub mod worker;
 #[cfg(test)]
 pub(crate) mod driver;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
@@ -91,6 +93,10 @@ pub trait VirtioDevice: Send + Sync {
     fn activate(&self, activation: Activation) -> Result<Vec<Box<dyn Work>>>;
     /// The driver has reset the device. No work runs any more.
     fn reset(&self) {}
+    /// Makes stored data durable; may run beside work.
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
     /// The machine ends. No work runs any more.
     fn shut_down(&self) -> Result<()> {
         Ok(())

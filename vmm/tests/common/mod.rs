@@ -1,6 +1,5 @@
 //! What tests with guests of our own share: code assembled into the test, and a small machine around it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![allow(dead_code, unsafe_code, missing_docs)]
+#![allow(dead_code, unsafe_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};

@@ -46,15 +46,29 @@ pub fn run(args: Args) -> Result<u8> {
             print(&String::from_utf8_lossy(&bytes));
             Ok(0)
         }
-        Command::Man => {
-            let mut bytes = Vec::new();
-            clap_mangen::Man::new(Args::command())
-                .render(&mut bytes)
-                .map_err(|error| Error::host(format!("the manual page cannot be made: {error}")))?;
-            print(&String::from_utf8_lossy(&bytes));
+        Command::Man { words } => {
+            print(&page(&words)?);
             Ok(0)
         }
     }
+}
+
+/// The manual page of a command.
+fn page(words: &[String]) -> Result<String> {
+    let mut command = Args::command();
+    // Fills in the global options and the full names of sub-commands.
+    command.build();
+    for word in words {
+        let found = command.find_subcommand(word).cloned();
+        command = found.ok_or_else(|| Error::usage(format!("there is no command '{word}'")))?;
+    }
+    let name = command.get_bin_name().unwrap_or("rhostprep").replace(' ', "-");
+    let mut bytes = Vec::new();
+    clap_mangen::Man::new(command)
+        .title(name)
+        .render(&mut bytes)
+        .map_err(|error| Error::host(format!("the manual page cannot be made: {error}")))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A fake host: its files, and what was recorded of it in `facts.json` at the top.

@@ -49,6 +49,8 @@ fn refused(failure: CheckFailure) -> Failure {
         CheckFailure::NotSupported => {
             Failure::new("This image format does not support checks").with_code(code)
         }
-        CheckFailure::Failed(error) => Failure::from(error).with_code(code),
+        CheckFailure::NotRepairable(error) | CheckFailure::Failed(error) => {
+            Failure::from(error).with_code(code)
+        }
     }
 }

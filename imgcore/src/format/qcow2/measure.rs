@@ -39,7 +39,7 @@ pub(super) fn measure(
             required = data;
         } else if has_backing {
             // How much of the source the new image would share is not known: assume nothing.
-            required = data;
+            required = if source.from_image { data } else { 0 };
         } else {
             let mut counted_to = 0;
             (source.data_runs)(&mut |start, len| {

@@ -51,6 +51,8 @@ pub(super) struct Geometry {
     pub gtes: u64,
     /// Entries of the grain directory.
     pub gd_len: u64,
+    /// What the grain directory takes, with entries that the capacity does not need.
+    pub gd_room: u64,
     pub gd: u64,
     pub rgd: Option<u64>,
     pub kind: TableKind,
@@ -154,6 +156,7 @@ pub(super) fn hosted(storage: &Arc<dyn Storage>) -> Result<Geometry> {
         grain,
         gtes,
         gd_len: 0,
+        gd_room: 0,
         gd: bytes(header.gd_offset.get(), 56, "Grain directory offset")?,
         rgd: if redundant {
             Some(bytes(header.rgd_offset.get(), 48, "Redundant grain directory offset")?)
@@ -169,6 +172,7 @@ pub(super) fn hosted(storage: &Arc<dyn Storage>) -> Result<Geometry> {
         version,
     };
     geometry.gd_len = directory_len(name, &geometry)?;
+    geometry.gd_room = geometry.gd_len * 4;
     check_truncated(name, &geometry)?;
     check_directory(name, geometry.gd, geometry.gd_len * 4)?;
     Ok(geometry)
@@ -247,6 +251,7 @@ pub(super) fn cowd(storage: &Arc<dyn Storage>) -> Result<Geometry> {
         grain,
         gtes: layout::COWD_GTES,
         gd_len: u64::from(header.gd_entries.get()),
+        gd_room: u64::from(header.gd_entries.get()) * 4,
         gd: sectors(header.gd_offset.get()),
         rgd: None,
         kind: TableKind::Sectors,
@@ -315,6 +320,7 @@ pub(super) fn se_sparse(storage: &Arc<dyn Storage>) -> Result<Geometry> {
         grain: 8 * SECTOR,
         gtes: 64 * SECTOR / 8,
         gd_len: 0,
+        gd_room: 0,
         gd: bytes(h.gd_offset.get(), 128)?,
         rgd: None,
         kind: TableKind::SeSparse {
@@ -329,6 +335,7 @@ pub(super) fn se_sparse(storage: &Arc<dyn Storage>) -> Result<Geometry> {
         version: 0,
     };
     geometry.gd_len = directory_len(name, &geometry)?;
+    geometry.gd_room = geometry.gd_len * 8;
     if bytes(h.gd_size.get(), 136)? / 8 < geometry.gd_len {
         return Err(damaged(name, 136, "The grain directory is too small for the capacity"));
     }

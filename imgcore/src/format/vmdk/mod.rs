@@ -26,7 +26,7 @@
 //! Readers use the primary directory. After a crash between any two writes it leads to complete grains or
 //! to what was there before; grains and tables that nothing leads to are lost space at the end of the
 //! file. Grains that are zeroed by their table entry (`zeroed_grain=on`) are not used again, so the same
-//! holds for them. Flat extents are written in place.
+//! holds for them. `check -r leaks` gives lost space back: see [`leaks`]. Flat extents are written in place.
 //!
 //! Streams: see [`stream`]. Nothing but a new or empty stream can be written, so there is nothing that a
 //! crash could damage; the footer that makes the file readable comes last.
@@ -45,8 +45,10 @@ mod geometry;
 mod grain;
 mod image;
 mod layout;
+mod leaks;
 mod open;
 mod probe;
+mod space;
 mod staging;
 mod stream;
 mod tables;
@@ -305,8 +307,7 @@ impl Image for VmdkImage {
     }
 
     fn check(&self, repair: Repair, watcher: &dyn Watcher) -> Option<Result<CheckReport>> {
-        // As in QEMU, there is a check and no repair.
-        (repair == Repair::Nothing).then(|| check::check(self, watcher))
+        Some(check::check(self, repair, watcher))
     }
 
     fn info(&self) -> Result<ImageInfo> {

@@ -231,7 +231,8 @@ fn build(
         };
         tables.dirs.push(dir);
     }
-    if cx.access == Access::Write {
+    // A check writes nothing to a stream, finished or not.
+    if cx.access == Access::Write && !cx.for_check {
         tables.stream = stream(&extents, &tables)?;
     }
     let staging = Staging::new(cx.storage.name());

@@ -116,6 +116,10 @@ impl VirtioDevice for Blk {
         Ok(all)
     }
 
+    fn flush(&self) -> Result<()> {
+        self.backend.flush()
+    }
+
     fn shut_down(&self) -> Result<()> {
         self.backend.flush()?;
         self.backend.close()

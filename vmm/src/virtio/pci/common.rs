@@ -55,9 +55,7 @@ pub fn write_modern(
         (12, 4) => r.accept_half(low32(value)),
         (16, 2) => r.config_vector = checked(low16(value)),
         (20, 1) if value == 0 => return Action::Reset,
-        (20, 1) if r.set_status(low8(value)) => {
-            return Action::Begin;
-        }
+        (20, 1) if r.set_status(low8(value)) => return Action::Begin,
         (22, 2) => r.queue_select = low16(value),
         (24..56, _) => queue_register(r, offset, data, checked),
         _ => {}
@@ -125,9 +123,7 @@ pub fn write_legacy(
         (14, 2) => r.queue_select = low16(value),
         (16, 2) => return Action::Ring(low16(value)),
         (18, 1) if value == 0 => return Action::Reset,
-        (18, 1) if r.set_status(low8(value)) => {
-            return Action::Begin;
-        }
+        (18, 1) if r.set_status(low8(value)) => return Action::Begin,
         (20, 2) => r.config_vector = checked(low16(value)),
         (22, 2) => {
             if let Some(q) = r.selected_mut() {

@@ -345,6 +345,10 @@ impl Lifecycle for VirtioPci {
         self.interrupts.reset();
     }
 
+    fn flush(&self) -> Result<()> {
+        self.device.flush()
+    }
+
     fn shut_down(&self) -> Result<()> {
         {
             let mut inner = self.lock();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Dir;
-use crate::format::Access;
+use crate::format::{Access, CheckReport, Repair, Unwatched};
 
 fn corpus() -> Option<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -78,6 +78,8 @@ fn contents() {
         let name = path.rsplit('/').next().unwrap();
         let node = dir.named(name.strip_suffix(".xz").unwrap_or(name)).node(Access::Read);
         assert_eq!(node.virtual_size().to_string(), size, "{path}");
+        let report = node.image().check(Repair::Nothing, &Unwatched).unwrap().unwrap();
+        assert_eq!(report, CheckReport::default(), "{path}");
         let found = sha256(|out| {
             let mut at = 0;
             let mut buf = vec![0; 1 << 20];

@@ -139,17 +139,15 @@ fn se_sparse_refusals() {
 }
 
 /// COWD is written too: grains of one sector, tables made where there are none.
-#[test]
-fn cowd() {
-    let dir = Dir::new();
-    let sectors = 3 * 4096 - 100;
+/// An empty disk with one COWD extent: three tables at most.
+pub(super) fn empty_cowd(dir: &Dir, sectors: u64, grain: u32) {
     dir.put("x.vmdk", &descriptor("vmfsSparse", "VMFSSPARSE", sectors));
     let header = CowdHeader {
         magic: U32::new(MAGIC_COWD),
         version: U32::new(1),
         flags: U32::new(3),
         sectors: U32::new(u32::try_from(sectors).unwrap()),
-        grain_size: U32::new(1),
+        grain_size: U32::new(grain),
         gd_offset: U32::new(4),
         gd_entries: U32::new(3),
         free_sector: U32::new(5),
@@ -157,6 +155,13 @@ fn cowd() {
     let mut file = header.as_bytes().to_vec();
     file.resize(5 * 512, 0);
     dir.put("e.vmdk", &file);
+}
+
+#[test]
+fn cowd() {
+    let dir = Dir::new();
+    let sectors = 3 * 4096 - 100;
+    empty_cowd(&dir, sectors, 1);
     let node = dir.node(Access::Write);
     let mut model = vec![0; usize::try_from(sectors).unwrap() * 512];
     for at in [0usize, 1_000_001, 4096 * 512 - 700, 6_000_000] {

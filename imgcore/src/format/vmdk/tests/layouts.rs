@@ -6,7 +6,7 @@ use crate::format::{Access, Image, Repair, SpecificInfo, Unwatched, Watcher};
 use crate::num::GuestOffset;
 
 /// Image file with `len` bytes of pattern at its beginning.
-fn written(dir: &Dir, options: &[(&str, &str)], len: usize) -> Vec<u8> {
+pub(super) fn written(dir: &Dir, options: &[(&str, &str)], len: usize) -> Vec<u8> {
     dir.create(64 << 20, options).unwrap();
     let node = dir.node(Access::Write);
     let bytes = pattern(len, 5);
@@ -15,13 +15,13 @@ fn written(dir: &Dir, options: &[(&str, &str)], len: usize) -> Vec<u8> {
     bytes
 }
 
-fn poke(dir: &Dir, at: usize, bytes: &[u8]) {
+pub(super) fn poke(dir: &Dir, at: usize, bytes: &[u8]) {
     let mut file = std::fs::read(dir.main()).unwrap();
     file[at..at + bytes.len()].copy_from_slice(bytes);
     std::fs::write(dir.main(), file).unwrap();
 }
 
-fn peek(dir: &Dir, at: usize) -> u64 {
+pub(super) fn peek(dir: &Dir, at: usize) -> u64 {
     let file = std::fs::read(dir.main()).unwrap();
     u64::from_le_bytes(file[at..at + 8].try_into().unwrap())
 }
@@ -111,7 +111,8 @@ fn grain_beyond_the_file() {
         lines.0.into_inner().unwrap(),
         ["ERROR: cluster offset for sector 256 points after EOF"]
     );
-    assert!(node.image().check(Repair::All, &Unwatched).is_none());
+    let refused = node.image().check(Repair::All, &Unwatched).unwrap().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ReadOnly);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod crash;
 mod esx;
 mod hostile;
 mod layouts;
+mod leaks;
 mod model;
 mod oracle;
 
@@ -54,6 +55,16 @@ impl Dir {
     }
 
     pub fn open_with(&self, access: Access, scratch: bool) -> Result<Box<dyn Image>> {
+        self.open_for(access, scratch, false)
+    }
+
+    /// As `check` opens it.
+    pub fn checked(&self, access: Access) -> Node {
+        let image = self.open_for(access, false, true).unwrap();
+        Node::new(self.main.clone(), image, None, access)
+    }
+
+    fn open_for(&self, access: Access, scratch: bool, for_check: bool) -> Result<Box<dyn Image>> {
         let storage = self.open_storage(&self.main, access)?;
         VmdkDriver.open(OpenContext {
             storage,
@@ -63,7 +74,7 @@ impl Dir {
             data_file: None,
             scratch,
             header_only: false,
-            for_check: false,
+            for_check,
             options: &[],
         })
     }

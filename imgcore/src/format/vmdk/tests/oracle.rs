@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use super::{Dir, content, pattern, write_packed};
 use crate::format::Access;
 
-fn tool(name: &str, dir: &Dir, args: &[&str]) -> Option<Output> {
+pub(super) fn tool(name: &str, dir: &Dir, args: &[&str]) -> Option<Output> {
     match Command::new(name).args(args).current_dir(&dir.path).output() {
         Ok(out) => Some(out),
         Err(_) => {

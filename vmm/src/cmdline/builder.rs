@@ -1,0 +1,133 @@
+//! What has been said so far, and the machine that follows.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::Run;
+use super::disk::DriveSpec;
+use super::memory::MemorySpec;
+use super::net::NetSpec;
+use crate::chardev::CharConfig;
+use crate::cpu::topology::Wanted;
+use crate::machine::MachineConfig;
+use crate::machine::config::{DeviceConfig, DeviceKind};
+use crate::{Error, Result};
+
+/// Everything said. Options may come in any order; references between them are resolved at the end.
+#[derive(Debug, Default)]
+pub struct Builder {
+    /// The machine, as far as options set it directly.
+    pub machine: MachineConfig,
+    /// `-smp`.
+    pub smp: Wanted,
+    /// Memory, its objects and nodes.
+    pub memory: MemorySpec,
+    /// `-drive`.
+    pub drives: Vec<DriveSpec>,
+    /// `-net`, `-netdev`, `-nic`.
+    pub net: NetSpec,
+    /// `-device`s that refer to others: resolved at the end.
+    pub devices: Vec<super::device::DeviceSpec>,
+    /// `-chardev`, by id.
+    pub chardevs: BTreeMap<String, CharConfig>,
+    /// `-serial` was given.
+    pub serial_given: bool,
+    /// `-nographic`.
+    pub nographic: bool,
+    /// `-display none` or the like.
+    pub no_display: bool,
+    /// `-nodefaults`.
+    pub nodefaults: bool,
+    /// `-monitor none`.
+    pub no_monitor: bool,
+    /// `-balloon virtio`.
+    pub balloon: bool,
+    /// `-pidfile`.
+    pub pidfile: Option<PathBuf>,
+    /// Lines for people.
+    pub warnings: Vec<String>,
+    /// Text to show instead of running.
+    pub show: Option<String>,
+}
+
+impl Builder {
+    /// A word that is no option: the first hard disk.
+    pub fn positional(&mut self, word: &str) -> Result<()> {
+        Err(Error::unsupported(format!(
+            "{word}: a disk without if= is an IDE disk, which is not supported yet"
+        ))
+        .hint(format!("Use -drive file={},if=virtio", word.replace(',', ",,"))))
+    }
+
+    /// Everything together.
+    pub fn finish(mut self) -> Result<Run> {
+        let (topology, note) = self.smp.resolve()?;
+        self.warnings.extend(note);
+        self.machine.topology = topology;
+        self.machine.memory = self.memory.clone().finish(&topology)?;
+        self.serial();
+        self.disks_and_cards()?;
+        if self.machine.kernel.kernel.as_os_str().is_empty() {
+            return Err(Error::unsupported(
+                "booting from disk, CD or network is not supported yet",
+            )
+            .hint("Give a kernel: -kernel bzImage -append 'root=/dev/vda1 console=ttyS0'"));
+        }
+        if let Some(vcpu) =
+            (self.machine.pin.len() > topology.cpus as usize).then_some(topology.cpus)
+        {
+            return Err(Error::invalid(format!("-vcpu-pin: there is no vCPU {vcpu}")));
+        }
+        Ok(Run { machine: self.machine, pidfile: self.pidfile, warnings: self.warnings })
+    }
+
+    fn serial(&mut self) {
+        if self.serial_given {
+            return;
+        }
+        if self.nographic {
+            self.machine.serial = vec![CharConfig::Stdio { keys: true }];
+        } else if !self.nodefaults {
+            self.machine.serial = vec![CharConfig::Null];
+            if !self.no_display {
+                self.warnings.push(
+                    "there is no display yet; the guest runs without one (-nographic shows its serial port)"
+                        .into(),
+                );
+            }
+        }
+    }
+
+    fn disks_and_cards(&mut self) -> Result<()> {
+        let mut devices = Vec::new();
+        for (id, nic) in
+            std::mem::take(&mut self.net).finish(&mut self.devices, &mut self.warnings)?
+        {
+            devices.push(DeviceConfig { id, slot: nic.slot, kind: nic.kind });
+        }
+        let mut drives = std::mem::take(&mut self.drives);
+        for spec in std::mem::take(&mut self.devices) {
+            devices.push(spec.resolve(&mut drives, &self.chardevs)?);
+        }
+        drives.sort_by_key(|d| d.index);
+        for d in drives {
+            if d.only_backend {
+                return Err(Error::invalid(format!(
+                    "-drive id={}: no -device uses it",
+                    d.drive.id
+                ))
+                .hint(format!("Add -device virtio-blk-pci,drive={}", d.drive.id)));
+            }
+            let kind = DeviceKind::Blk { drive: d.drive.clone(), queues: None };
+            devices.push(DeviceConfig { id: d.drive.id, slot: None, kind });
+        }
+        if self.balloon {
+            let kind = DeviceKind::Balloon { reporting: false };
+            devices.push(DeviceConfig { id: "balloon0".into(), slot: None, kind });
+        }
+        // Those with a slot first, so that the others do not take it.
+        devices.sort_by_key(|d| d.slot.is_none());
+        self.machine.devices = devices;
+        Ok(())
+    }
+}

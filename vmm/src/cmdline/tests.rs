@@ -1,0 +1,182 @@
+//! Command lines and the machines they mean.
+
+use super::*;
+use crate::chardev::CharConfig;
+use crate::machine::config::{DeviceKind, OnReset};
+
+fn run(line: &str) -> Run {
+    let args: Vec<&str> = line.split_whitespace().collect();
+    match parse(&args).unwrap() {
+        Parsed::Run(r) => *r,
+        Parsed::Show(t) => panic!("shows {t}"),
+    }
+}
+
+fn refused(line: &str) -> String {
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let e = parse(&args).err().unwrap_or_else(|| panic!("accepted: {line}"));
+    format!("{} | {}", e.report(), e.hints().join(" | "))
+}
+
+#[test]
+fn memory_in_all_spellings() {
+    let size = |m: &str| run(&format!("-kernel k {m}")).machine.memory.size();
+    assert_eq!(size(""), 128 << 20);
+    for m in ["-m 128", "-m 128m", "-m 128M", "-m size=128", "-m size=128M", "--m 128"] {
+        assert_eq!(size(m), 128 << 20, "{m}");
+    }
+    assert_eq!((size("-m 2G"), size("-m 1024"), size("-m 8096")), (2 << 30, 1 << 30, 8096 << 20));
+    assert!(refused("-kernel k -m 1G,slots=2,maxmem=4G").contains("hot-plug"));
+    assert!(refused("-kernel k -m lots").contains("expects a size"));
+    let huge = run("-kernel k -mem-path /dev/hugepages -mem-prealloc -machine mem-merge=off");
+    let b = &huge.machine.memory.nodes[0].backend;
+    assert!(b.prealloc && !b.merge && matches!(b.source, crate::mem::config::Source::File(_)));
+}
+
+#[test]
+fn numa_in_both_spellings() {
+    let m = run("-kernel k -m 1G -smp 4 -numa node,mem=512,cpus=0-1 -numa node,mem=512,cpus=2-3 -numa dist,src=0,dst=1,val=30").machine.memory;
+    assert!(m.numa);
+    assert_eq!((m.nodes.len(), m.nodes[1].cpus.clone(), m.distance(1, 0)), (2, vec![2, 3], 30));
+    let m = run("-kernel k -m 1G -object memory-backend-memfd,id=a,size=512M,share=on -object memory-backend-ram,id=b,size=512M -numa node,memdev=a -numa node,memdev=b -smp 2,sockets=2").machine.memory;
+    assert_eq!((m.nodes[0].backend.id.as_str(), m.nodes[1].cpus.clone()), ("a", vec![1]));
+    assert!(refused("-kernel k -m 1G -numa node,mem=512").contains("should equal RAM size"));
+    assert!(refused("-kernel k -numa node,memdev=x").contains("'x' not found"));
+    assert!(refused("-kernel k -numa dist,src=0,dst=1,val=5").contains("between 10 and 255"));
+}
+
+#[test]
+fn processors() {
+    let r = run("-kernel k -cpu qemu64,+vmx,-svm,pdpe1gb=on -smp 4,sockets=4,cores=1,threads=1");
+    assert_eq!(r.machine.cpu.flags.len(), 3);
+    assert_eq!(r.machine.topology.sockets, 4);
+    let r = run("-kernel k -smp 4,sockets=2,cores=1,threads=1");
+    assert!(r.warnings[0].contains("using sockets=4"), "{:?}", r.warnings);
+    let r = run("-kernel k -smp 2 -vcpu-pin vcpu=1,cpus=0-1+3");
+    assert_eq!(r.machine.pin, [vec![], vec![0, 1, 3]]);
+    assert!(refused("-kernel k -vcpu-pin vcpu=1,cpus=0").contains("no vCPU"));
+    assert!(refused("-kernel k -cpu host,+nope").contains("nope"));
+    assert!(
+        matches!(parse(&["-cpu", "?"]).unwrap(), Parsed::Show(t) if t.contains("Nehalem") && !t.contains("  base "))
+    );
+    assert!(matches!(parse(&["-M", "?"]).unwrap(), Parsed::Show(_)));
+}
+
+#[test]
+fn disks() {
+    let r = run(
+        "-kernel k -drive file=my,,file.img,if=virtio,media=disk,cache=writethrough,format=qcow2,serial=x -drive file=b,if=virtio,index=0,readonly=on",
+    );
+    let drives: Vec<_> = r
+        .machine
+        .devices
+        .iter()
+        .filter_map(|d| match &d.kind {
+            DeviceKind::Blk { drive, .. } => Some(drive),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(drives[0].file, "my,file.img");
+    assert!(drives[1].read_only);
+    let r = run(
+        "-kernel k -drive file=a,if=none,id=d0 -device virtio-blk-pci,drive=d0,num-queues=2,addr=0x5",
+    );
+    assert_eq!(r.machine.devices[0].slot, Some(5));
+    for (line, what) in [
+        ("-kernel k -drive file=a", "if=ide is not supported yet"),
+        ("-kernel k a.img", "if=virtio"),
+        ("-kernel k -hda a", "-hda: not supported yet"),
+        ("-kernel k -drive file=a,if=virtio,throttling.bps-total=1", "throttling.bps-total"),
+        ("-kernel k -drive file=a,if=virtio,nonsense=1", "Invalid parameter 'nonsense'"),
+        ("-kernel k -drive file=a,if=virtio,cache=fast", "invalid cache option"),
+        ("-kernel k -drive file=a,if=none,id=x", "no -device uses it"),
+        ("-kernel k -device virtio-blk-pci,drive=x", "can't find value 'x'"),
+        ("-kernel k -drive file=a,if=virtio,id=x -drive file=b,if=virtio,id=x", "Duplicate ID"),
+    ] {
+        assert!(refused(line).contains(what), "{line}: {}", refused(line));
+    }
+}
+
+#[test]
+fn networks_by_vlan_and_by_name() {
+    let net = |r: &Run| {
+        r.machine
+            .devices
+            .iter()
+            .filter_map(|d| match &d.kind {
+                DeviceKind::Net { mac, tap } => {
+                    Some((*mac, tap.ifname.clone(), tap.script.clone()))
+                }
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    let r = run(
+        "-kernel k -net nic,vlan=0,macaddr=52:54:00:12:34:01,model=virtio -net tap,vlan=0,ifname=tap0",
+    );
+    assert_eq!(
+        net(&r),
+        [([0x52, 0x54, 0, 0x12, 0x34, 1], "tap0".into(), Some("/etc/qemu-ifup".into()))]
+    );
+    let r = run(
+        "-kernel k -netdev tap,id=n0,ifname=t0,script=no,downscript=no -device virtio-net-pci,netdev=n0,mac=52:54:00:00:00:09,bus=pci.0,addr=0x3",
+    );
+    assert_eq!(net(&r), [([0x52, 0x54, 0, 0, 0, 9], "t0".into(), None)]);
+    let r = run("-kernel k -nic tap,model=virtio,ifname=t1,script=no");
+    assert_eq!(net(&r)[0].1, "t1");
+    for (line, what) in [
+        ("-kernel k -net nic -net tap", "e1000"),
+        ("-kernel k -net nic,model=virtio -net user", "'user' is not supported yet"),
+        ("-kernel k -net nic,model=virtio", "no back end"),
+        ("-kernel k -net tap", "no card"),
+        ("-kernel k -net nic,model=virtio,macaddr=1:2 -net tap", "invalid MAC"),
+        ("-kernel k -net nic,model=virtio -net tap,vhost=on", "vhost=on"),
+    ] {
+        assert!(refused(line).contains(what), "{line}: {}", refused(line));
+    }
+}
+
+#[test]
+fn consoles_and_the_rest() {
+    assert_eq!(run("-kernel k -nographic").machine.serial, [CharConfig::Stdio { keys: true }]);
+    assert_eq!(run("-kernel k -display none -serial none").machine.serial, []);
+    let r = run("-kernel k -nographic -serial file:log -serial null -no-reboot -balloon virtio");
+    assert_eq!(r.machine.serial, [CharConfig::File("log".into()), CharConfig::Null]);
+    assert_eq!(r.machine.on_reset, OnReset::End);
+    assert_eq!(r.machine.devices.len(), 1);
+    assert_eq!(run("-kernel k -nogr").machine.serial.len(), 1, "the beginning of a name is enough");
+    let r = run(
+        "-kernel k -initrd a,,b,c -uuid 00112233-4455-6677-8899-aabbccddeeff -rtc base=2006-06-17T16:01:21",
+    );
+    assert_eq!(r.machine.kernel.initrds, [PathBuf::from("a,b"), "c".into()]);
+    assert_eq!(r.machine.smbios.uuid[15], 0xff);
+    assert_eq!(r.machine.rtc, crate::machine::config::RtcBase::Date(1_150_560_081));
+    let r = run(
+        "-enable-kvm -M pc-1.0 -kernel k -device pvpanic -device isa-debug-exit,iobase=0xf4,iosize=0x04",
+    );
+    assert_eq!((r.machine.pvpanic, r.machine.debug_exit), (true, Some(0xf4)));
+}
+
+#[test]
+fn nothing_is_silently_ignored() {
+    for (line, what) in [
+        ("-kernel k -vnc :0", "VNC is not supported yet"),
+        ("-kernel k -no-acpi", "-no-acpi: not supported yet"),
+        ("-kernel k -monitor stdio", "monitor"),
+        ("-kernel k -frobnicate", "invalid option"),
+        ("-kernel k -no-", "could be"),
+        ("-kernel k -m", "requires an argument"),
+        ("-m 1G", "-kernel"),
+        ("-kernel k -device e1000", "'e1000' is not supported yet"),
+        ("-kernel k -M accel=tcg", "accelerator"),
+        ("-kernel k -serial tcp::4444", "'tcp:'"),
+        ("-kernel k -S", "go on"),
+    ] {
+        assert!(refused(line).contains(what), "{line}: {}", refused(line));
+    }
+    for o in table::TABLE {
+        assert_eq!(table::TABLE.iter().filter(|p| p.name == o.name).count(), 1, "{}", o.name);
+        assert_eq!(table::find(o.name).unwrap().name, o.name);
+    }
+    assert!(table::help().contains("-snapshot"));
+}

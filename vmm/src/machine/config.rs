@@ -1,0 +1,153 @@
+//! A machine as plain data.
+
+use std::path::PathBuf;
+
+use imgcore::storage::CacheMode;
+
+use crate::boot::kernel::KernelConfig;
+use crate::boot::smbios::SmbiosConfig;
+use crate::chardev::CharConfig;
+use crate::cpu::{CpuConfig, Topology};
+use crate::mem::MemoryConfig;
+
+/// What the real-time clock shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RtcBase {
+    /// Universal time.
+    #[default]
+    Utc,
+    /// The host's local time.
+    LocalTime,
+    /// From this second since 1970 on.
+    Date(i64),
+}
+
+/// What happens when the guest wants to restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReset {
+    /// It does.
+    #[default]
+    Restart,
+    /// The machine ends (`-no-reboot`).
+    End,
+}
+
+/// What happens when the guest powers off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnPowerOff {
+    /// The machine ends.
+    #[default]
+    End,
+    /// It stands still until it is told to quit (`-no-shutdown`).
+    Pause,
+}
+
+/// A disk image and how it is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drive {
+    /// Its name.
+    pub id: String,
+    /// The image, as the user wrote it.
+    pub file: String,
+    /// Its format; probed when absent.
+    pub format: Option<String>,
+    /// Cache mode.
+    pub cache: CacheMode,
+    /// For reading only.
+    pub read_only: bool,
+    /// Discard requests reach the image.
+    pub discard: bool,
+    /// Serial number.
+    pub serial: String,
+}
+
+/// A device on PCI.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A disk with so many queues.
+    Blk {
+        /// The image.
+        drive: Drive,
+        /// Queues; `None` for one a vCPU.
+        queues: Option<u16>,
+    },
+    /// A network card on a tap interface.
+    Net {
+        /// Its address.
+        mac: [u8; 6],
+        /// The tap interface.
+        tap: TapConfig,
+    },
+    /// The balloon, with free page reporting or without.
+    Balloon {
+        /// Free page reporting.
+        reporting: bool,
+    },
+    /// Random numbers.
+    Rng,
+    /// A console.
+    Console(CharConfig),
+}
+
+/// A device and its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Its name.
+    pub id: String,
+    /// Its slot; the next free one when absent.
+    pub slot: Option<u8>,
+    /// What it is.
+    pub kind: DeviceKind,
+}
+
+/// A tap interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TapConfig {
+    /// Name of the interface; the kernel's choice when empty.
+    pub ifname: String,
+    /// An open descriptor instead.
+    pub fd: Option<i32>,
+    /// Run with the interface's name when it is there.
+    pub script: Option<PathBuf>,
+    /// Run with the interface's name when the machine ends.
+    pub downscript: Option<PathBuf>,
+    /// Bytes that may wait to be sent.
+    pub sndbuf: Option<i32>,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// The guest's name.
+    pub name: Option<String>,
+    /// Memory.
+    pub memory: MemoryConfig,
+    /// What processors look like.
+    pub cpu: CpuConfig,
+    /// How they are arranged.
+    pub topology: Topology,
+    /// Host CPUs of each vCPU.
+    pub pin: Vec<Vec<usize>>,
+    /// What to boot.
+    pub kernel: KernelConfig,
+    /// What SMBIOS says.
+    pub smbios: SmbiosConfig,
+    /// Serial ports.
+    pub serial: Vec<CharConfig>,
+    /// The debug port: number and where its bytes go.
+    pub debug_port: Option<(u16, CharConfig)>,
+    /// isa-debug-exit: its port.
+    pub debug_exit: Option<u16>,
+    /// pvpanic is there.
+    pub pvpanic: bool,
+    /// Devices on PCI, in the order of their slots.
+    pub devices: Vec<DeviceConfig>,
+    /// The clock.
+    pub rtc: RtcBase,
+    /// Restarting.
+    pub on_reset: OnReset,
+    /// Powering off.
+    pub on_power_off: OnPowerOff,
+    /// Start with vCPUs stopped (`-S`).
+    pub start_paused: bool,
+}

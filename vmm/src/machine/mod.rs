@@ -1,0 +1,19 @@
+//! From plain data to a running machine, and down again.
+//!
+//! * [`config`]: the plain data.
+//! * [`parts`]: making the devices and putting them where they belong.
+//! * [`boot`]: what lies in memory when the guest begins; also after each reset.
+//! * [`events`]: what devices, keys and monitors want of the machine.
+//! * [`run`]: the life of the machine.
+//! * [`timer`]: the thread behind the clock's interrupts.
+
+pub mod boot;
+pub mod config;
+pub mod events;
+pub mod parts;
+pub mod run;
+pub mod timer;
+
+pub use config::MachineConfig;
+pub use events::{Command, Handle};
+pub use run::{Exit, Machine};

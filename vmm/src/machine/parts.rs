@@ -1,0 +1,329 @@
+//! Making the devices and putting them where they belong.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use imgcore::format::Access;
+use imgcore::graph::open::{self, OpenOptions, OpenRequest, Policy};
+
+use super::config::{DeviceConfig, DeviceKind, Drive, MachineConfig, RtcBase, TapConfig};
+use crate::block::BlockBackend;
+use crate::bus::Device;
+use crate::chardev::{self, Opened, Standard};
+use crate::devices::Lifecycle;
+use crate::devices::acpi_pm::{self, AcpiPm};
+use crate::devices::debug_exit::{self, DebugExit};
+use crate::devices::debug_port::DebugPort;
+use crate::devices::i8042::{self, I8042};
+use crate::devices::pvpanic::{self, PvPanic};
+use crate::devices::rtc::{self, Rtc};
+use crate::devices::serial::{PORTS, Serial};
+use crate::irq::{Line, SharedLine};
+use crate::kvm::Vm;
+use crate::kvm::routes::Routes;
+use crate::kvm::vm::Pin;
+use crate::mem::{Memory, layout};
+use crate::net::tap::Tap;
+use crate::pci::root::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam};
+use crate::pci::{Root, routing};
+use crate::vcpu::Buses;
+use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::blk::{Blk, BlkConfig};
+use crate::virtio::console::Console;
+use crate::virtio::net::{Net, NetConfig};
+use crate::virtio::pci::{Settings, VirtioPci};
+use crate::virtio::rng::Rng;
+use crate::{Error, Result};
+
+/// A serial port with its back end's input.
+pub struct Port {
+    /// The port.
+    pub serial: Arc<Serial>,
+    /// Characters for it.
+    pub input: Option<std::os::fd::OwnedFd>,
+    /// Ctrl-a is the escape key.
+    pub keys: bool,
+}
+
+/// All devices of a machine.
+#[derive(Default)]
+pub struct Parts {
+    /// In the order in which they were made; taken down in the same order.
+    pub all: Vec<Arc<dyn Lifecycle>>,
+    /// Serial ports.
+    pub ports: Vec<Port>,
+    /// The power button.
+    pub pm: Option<Arc<AcpiPm>>,
+    /// The clock.
+    pub rtc: Option<Arc<Rtc>>,
+    /// The balloon.
+    pub balloon: Option<Arc<Balloon>>,
+    /// Scripts for the end.
+    pub downscripts: Vec<Downscript>,
+    /// Lines for people.
+    pub notes: Vec<String>,
+}
+
+/// What devices are made from.
+pub struct Workshop<'a> {
+    /// What is wanted.
+    pub config: &'a MachineConfig,
+    /// The virtual machine.
+    pub vm: &'a Arc<Vm>,
+    /// Its memory.
+    pub memory: &'a Arc<Memory>,
+    /// Where devices are put.
+    pub buses: &'a Buses,
+    /// Its PCI bus.
+    pub root: &'a Arc<Root>,
+    /// Standard input and output.
+    pub standard: Standard,
+}
+
+impl Workshop<'_> {
+    /// Makes all devices.
+    pub fn build(mut self) -> Result<Parts> {
+        let mut parts = Parts::default();
+        self.board(&mut parts)?;
+        self.serial(&mut parts)?;
+        self.debug(&mut parts)?;
+        self.pci(&mut parts)?;
+        Ok(parts)
+    }
+
+    fn port(&self, name: &str, base: u16, len: u16, device: Arc<dyn Device>) -> Result<()> {
+        self.buses.ports.insert(name, base.into(), len.into(), device)
+    }
+
+    fn pin(&self, gsi: u32) -> Arc<dyn Line> {
+        Arc::new(Pin::new(self.vm.clone(), gsi))
+    }
+
+    fn board(&self, parts: &mut Parts) -> Result<()> {
+        let rtc = Arc::new(Rtc::new(clock(self.config.rtc), self.pin(rtc::IRQ)));
+        self.port("rtc", rtc::BASE, 2, rtc.clone())?;
+        let keyboard = Arc::new(I8042::default());
+        self.port("i8042-data", i8042::DATA, 1, Arc::new(keyboard.data()))?;
+        self.port("i8042-cmd", i8042::COMMAND, 1, Arc::new(keyboard.command()))?;
+        let pm = Arc::new(AcpiPm::new(self.pin(acpi_pm::SCI)));
+        self.port("acpi-pm", acpi_pm::BASE, acpi_pm::LEN, pm.clone())?;
+        let ports = Arc::new(ConfigPorts(self.root.clone()));
+        self.buses.ports.insert("pci-conf", CONFIG_PORTS, CONFIG_PORTS_LEN, ports)?;
+        let ecam = Arc::new(Ecam(self.root.clone()));
+        self.buses.mmio.insert("pcie-mmcfg", layout::ECAM, layout::ECAM_LEN, ecam)?;
+        parts.all.extend([rtc.clone() as Arc<dyn Lifecycle>, keyboard, pm.clone()]);
+        parts.pm = Some(pm);
+        parts.rtc = Some(rtc);
+        Ok(())
+    }
+
+    fn serial(&mut self, parts: &mut Parts) -> Result<()> {
+        if self.config.serial.len() > PORTS.len() {
+            return Err(Error::invalid(format!(
+                "{} serial ports: at most 4 are possible",
+                self.config.serial.len()
+            )));
+        }
+        for (i, (config, (base, irq))) in self.config.serial.iter().zip(PORTS).enumerate() {
+            let name = format!("serial{i}");
+            let Opened { output, input, keys, note } =
+                chardev::open(config, &mut self.standard, &name)?;
+            parts.notes.extend(note);
+            let serial = Arc::new(Serial::new(self.pin(irq), output));
+            self.port(&name, base, 8, serial.clone())?;
+            parts.all.push(serial.clone());
+            parts.ports.push(Port { serial, input, keys });
+        }
+        Ok(())
+    }
+
+    fn debug(&mut self, parts: &mut Parts) -> Result<()> {
+        if let Some((port, config)) = &self.config.debug_port {
+            let opened = chardev::open(config, &mut self.standard, "debugcon")?;
+            parts.notes.extend(opened.note);
+            self.port("debugcon", *port, 1, Arc::new(DebugPort::new(opened.output)))?;
+        }
+        if let Some(port) = self.config.debug_exit {
+            self.port("isa-debug-exit", port, debug_exit::LEN, Arc::new(DebugExit))?;
+        }
+        if self.config.pvpanic {
+            self.port("pvpanic", pvpanic::PORT, 1, Arc::new(PvPanic))?;
+        }
+        Ok(())
+    }
+
+    fn pci(&mut self, parts: &mut Parts) -> Result<()> {
+        let lines: Vec<SharedLine> =
+            (0..routing::COUNT).map(|i| SharedLine::new(self.pin(routing::FIRST + i))).collect();
+        let routes = Routes::new(self.vm.clone());
+        for device in &self.config.devices {
+            let virtio = self.virtio(device, parts)?;
+            let slot = match device.slot {
+                Some(slot) => slot,
+                None => self.root.free_slot()?,
+            };
+            let gsi = routing::gsi(slot, 0) - routing::FIRST;
+            let line = &lines[crate::num::index(gsi.into())];
+            let function = VirtioPci::new(
+                virtio,
+                Settings {
+                    memory: self.memory.clone(),
+                    vectors: Arc::new(routes.clone()),
+                    line: line.driver(),
+                    doorbells: Some(self.vm.clone()),
+                },
+            )?;
+            self.root.insert(slot, function.clone())?;
+            parts.all.push(function);
+        }
+        self.root.assign(self.buses, layout::pci64(self.config.memory.size()))
+    }
+
+    fn virtio(
+        &mut self,
+        device: &DeviceConfig,
+        parts: &mut Parts,
+    ) -> Result<Arc<dyn VirtioDevice>> {
+        Ok(match &device.kind {
+            DeviceKind::Blk { drive, queues } => {
+                let usual = u16::try_from(self.config.topology.cpus).unwrap_or(1).min(16);
+                let config = BlkConfig {
+                    id: device.id.clone(),
+                    serial: drive.serial.clone(),
+                    queues: queues.unwrap_or(usual).clamp(1, 64),
+                    discard: drive.discard,
+                };
+                Arc::new(Blk::new(config, open_drive(drive)?))
+            }
+            DeviceKind::Net { mac, tap } => {
+                let config = NetConfig { id: device.id.clone(), mac: *mac };
+                let open = open_tap(tap)?;
+                parts.downscripts.extend(tap.downscript.as_ref().map(|script| Downscript {
+                    script: script.clone(),
+                    interface: open.name().to_owned(),
+                }));
+                Arc::new(Net::new(config, Box::new(open)))
+            }
+            DeviceKind::Balloon { reporting } => {
+                let balloon = Arc::new(Balloon::new(self.config.memory.size(), *reporting));
+                parts.balloon = Some(balloon.clone());
+                balloon
+            }
+            DeviceKind::Rng => Arc::new(Rng),
+            DeviceKind::Console(config) => {
+                let opened = chardev::open(config, &mut self.standard, &device.id)?;
+                parts.notes.extend(opened.note);
+                if opened.input.is_some() {
+                    return Err(Error::unsupported(format!(
+                        "{}: input to a virtio console is not supported yet",
+                        device.id
+                    ))
+                    .hint("Connect it to file: or null, and use -serial for input"));
+                }
+                Arc::new(Console::new(opened.output)?)
+            }
+        })
+    }
+}
+
+fn open_drive(drive: &Drive) -> Result<Arc<dyn BlockBackend>> {
+    let request = OpenRequest::parse(&drive.file, drive.format.as_deref())?;
+    let options = OpenOptions {
+        access: if drive.read_only { Access::Read } else { Access::Write },
+        cache: drive.cache,
+        // The user named this image; names inside it are followed as QEMU does.
+        policy: Policy::everything(),
+        ..OpenOptions::default()
+    };
+    let node = open::open(&request, &options)?;
+    Ok(Arc::new(node))
+}
+
+fn open_tap(config: &TapConfig) -> Result<Tap> {
+    let tap = match config.fd {
+        Some(fd) => Tap::from_fd(
+            crate::fd::borrow(fd)
+                .try_clone_to_owned()
+                .map_err(|e| Error::io(&e).context(format!("tap descriptor fd={fd}")))?,
+        )?,
+        None => Tap::open(&config.ifname)?,
+    };
+    if let Some(bytes) = config.sndbuf {
+        tap.set_sndbuf(bytes)?;
+    }
+    if let Some(script) = &config.script {
+        run_script(script, tap.name())?;
+    }
+    Ok(tap)
+}
+
+/// Runs a network script with the interface's name, and says in full what to do when it fails.
+fn run_script(script: &std::path::Path, interface: &str) -> Result<()> {
+    let shown = script.display().to_string();
+    let hint = format!(
+        "Make {shown} executable (it gets the interface's name as its argument), or use script=no and set \
+         {interface} up yourself"
+    );
+    let status = std::process::Command::new(script).arg(interface).status().map_err(|e| {
+        Error::io(&e)
+            .context(format!("could not launch network script {shown}"))
+            .at_path(&shown)
+            .hint(hint.clone())
+    })?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("network script {shown} {interface} failed ({status})"))
+        .at_path(&shown)
+        .hint(hint))
+}
+
+fn clock(base: RtcBase) -> rtc::Clock {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    match base {
+        RtcBase::Utc => Box::new(now),
+        RtcBase::LocalTime => {
+            let offset = local_offset(now().as_secs());
+            Box::new(move || shift(now(), offset))
+        }
+        RtcBase::Date(start) => {
+            let offset = start - i64::try_from(now().as_secs()).unwrap_or(0);
+            Box::new(move || shift(now(), offset))
+        }
+    }
+}
+
+fn shift(now: Duration, seconds: i64) -> Duration {
+    let by = Duration::from_secs(seconds.unsigned_abs());
+    if seconds < 0 { now.saturating_sub(by) } else { now + by }
+}
+
+/// Seconds that local time is ahead of universal time.
+#[allow(unsafe_code)]
+fn local_offset(seconds: u64) -> i64 {
+    let time = libc::time_t::try_from(seconds).unwrap_or(0);
+    // SAFETY: all bits zero are a valid `tm`; `localtime_r` fills it in and keeps no pointer.
+    unsafe {
+        let mut parts: libc::tm = std::mem::zeroed();
+        if libc::localtime_r(&raw const time, &raw mut parts).is_null() {
+            0
+        } else {
+            parts.tm_gmtoff
+        }
+    }
+}
+
+/// A tap interface that is to be taken down by a script.
+#[derive(Clone, Debug)]
+pub struct Downscript {
+    script: std::path::PathBuf,
+    interface: String,
+}
+
+impl Downscript {
+    /// Runs it.
+    pub fn run(&self) -> Result<()> {
+        run_script(&self.script, &self.interface)
+    }
+}

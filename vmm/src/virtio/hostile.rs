@@ -1,0 +1,227 @@
+//! Drivers that do whatever they like: random registers, random rings, random times. No device may panic,
+//! hang or keep its thread from ending.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::VirtioDevice;
+use super::balloon::Balloon;
+use super::blk::{Blk, BlkConfig};
+use super::console::Console;
+use super::driver::Driver;
+use super::net::{Net, NetConfig};
+use super::pci::{LEGACY_BAR, MODERN_BAR, MSIX_BAR};
+use super::rng::Rng;
+use crate::block::{BlockBackend, Unmap};
+use crate::devices::{Captured, Lifecycle};
+use crate::net::NetBackend;
+use crate::num::{index, len_u64};
+use crate::pci::Function;
+
+/// xorshift64*, so that a failure repeats.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.roll() % n
+    }
+
+    /// Numbers that tend to be special.
+    fn value(&mut self) -> u64 {
+        match self.below(8) {
+            0 => 0,
+            1 => u64::MAX,
+            2 => self.below(16),
+            3 => 1 << self.below(64),
+            4 => (1u64 << self.below(64)).wrapping_sub(1),
+            5 => 0x1_0000 + self.below(0x1_0000),
+            6 => (8 << 20) - self.below(64),
+            _ => self.roll(),
+        }
+    }
+}
+
+struct Disk(Mutex<Vec<u8>>);
+
+impl BlockBackend for Disk {
+    fn len(&self) -> u64 {
+        len_u64(self.0.lock().unwrap().len())
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, at: u64, buf: &mut [u8]) -> crate::Result<()> {
+        buf.copy_from_slice(&self.0.lock().unwrap()[index(at)..index(at) + buf.len()]);
+        Ok(())
+    }
+    fn write(&self, at: u64, buf: &[u8]) -> crate::Result<()> {
+        self.0.lock().unwrap()[index(at)..index(at) + buf.len()].copy_from_slice(buf);
+        Ok(())
+    }
+    fn flush(&self) -> crate::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, at: u64, len: u64) -> crate::Result<()> {
+        assert!(at + len <= self.len());
+        Ok(())
+    }
+    fn write_zeroes(&self, at: u64, len: u64, _unmap: Unmap) -> crate::Result<()> {
+        assert!(at + len <= self.len());
+        Ok(())
+    }
+    fn close(&self) -> crate::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sends back what it is sent.
+#[derive(Clone)]
+struct Echo {
+    frames: Arc<Mutex<VecDeque<Vec<u8>>>>,
+    event: Arc<EventFd>,
+}
+
+impl NetBackend for Echo {
+    fn fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+    fn receive(&mut self, buf: &mut [u8]) -> std::io::Result<Option<usize>> {
+        let Some(frame) = self.frames.lock().unwrap().pop_front() else {
+            let _ = self.event.read();
+            return Ok(None);
+        };
+        let n = frame.len().min(buf.len());
+        buf[..n].copy_from_slice(&frame[..n]);
+        Ok((n > 0).then_some(n))
+    }
+    fn send(&mut self, frame: &[u8]) -> std::io::Result<bool> {
+        let mut frames = self.frames.lock().unwrap();
+        if frames.len() < 64 {
+            frames.push_back(frame.to_vec());
+            let _ = self.event.write(1);
+        }
+        Ok(true)
+    }
+    fn configure(&mut self, _header_len: u8, _offloads: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn offloads(&self) -> u64 {
+        0
+    }
+    fn reopen(&self) -> std::io::Result<Box<dyn NetBackend>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+fn devices() -> Vec<Arc<dyn VirtioDevice>> {
+    let config = BlkConfig { id: "d".into(), serial: "s".into(), queues: 2, discard: true };
+    let echo =
+        Echo { frames: Arc::default(), event: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()) };
+    let console = Console::new(Box::new(Captured::default())).unwrap();
+    console.receive(&[b'x'; 4096]);
+    vec![
+        Arc::new(Blk::new(config, Arc::new(Disk(Mutex::new(vec![0; 1 << 20]))))),
+        Arc::new(Net::new(NetConfig { id: "n".into(), mac: [2; 6] }, Box::new(echo))),
+        Arc::new(Balloon::new(8 << 20, true)),
+        Arc::new(console),
+        Arc::new(Rng),
+    ]
+}
+
+/// One thing that a driver may do.
+fn act(d: &mut Driver, dice: &mut Dice) {
+    let queues = 4;
+    match dice.below(10) {
+        // A register of any BAR, any width.
+        0 => {
+            let bar = [LEGACY_BAR, MSIX_BAR, MODERN_BAR][index(dice.below(3))];
+            let offset = match dice.below(4) {
+                0 => dice.below(64),
+                1 => 0x1000 * dice.below(4) + dice.below(64),
+                _ => dice.below(0x4000),
+            };
+            let len = [1, 2, 4, 8][index(dice.below(4))];
+            let value = dice.value().to_le_bytes();
+            d.pci.bar(bar).write(offset, &value[..len]);
+            let mut back = [0; 8];
+            d.pci.bar(bar).read(offset, &mut back[..len]);
+        }
+        // A descriptor.
+        1..=4 => {
+            let q = index(dice.below(queues));
+            let i = crate::num::low16(dice.below(16));
+            let (at, len) = (dice.value(), crate::num::low32(dice.value()));
+            let len = if dice.below(4) == 0 { len } else { len % 5000 };
+            let at = if dice.below(3) == 0 { at } else { 0x10_0000 + dice.below(0x10_0000) };
+            let flags = crate::num::low16(dice.below(8));
+            d.descriptor(q, i, at, len, flags, crate::num::low16(dice.below(17)));
+        }
+        // Request headers where descriptors point.
+        5 => {
+            let at = 0x10_0000 + dice.below(0x10_0000);
+            for i in 0..4 {
+                let word = if i == 0 { dice.below(15) } else { dice.below(4096) };
+                d.memory.write_obj(word, GuestAddress(at + 8 * i)).unwrap();
+            }
+        }
+        // Available ring entries and indexes.
+        6..=8 => {
+            let q = index(dice.below(queues));
+            let avail = 0x1_1000 + 0x4000 * len_u64(q);
+            let entry = crate::num::low16(dice.below(18));
+            d.memory.write_obj(entry, GuestAddress(avail + 4 + 2 * dice.below(17))).unwrap();
+            let now: u16 = d.memory.read_obj(GuestAddress(avail + 2)).unwrap();
+            let step = if dice.below(20) == 0 { dice.value() } else { dice.below(4) };
+            d.set_avail(q, now.wrapping_add(crate::num::low16(step)));
+        }
+        // Configuration space.
+        _ => {
+            let value = dice.value().to_le_bytes();
+            d.pci.config_write(crate::num::low16(dice.below(256)), &value[..4]);
+        }
+    }
+}
+
+#[test]
+fn random_drivers_do_no_harm() {
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or_default();
+        // Threads of devices have names that tests do not have.
+        if name.starts_with("virtio") || name.contains("/q") || name.contains("/net") {
+            PANICS.fetch_add(1, Ordering::SeqCst);
+        }
+        before(info);
+    }));
+    let began = Instant::now();
+    for seed in 1..40u64 {
+        for (n, device) in devices().into_iter().enumerate() {
+            let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + len_u64(n));
+            let mut d = Driver::new(device, 0);
+            for _ in 0..300 {
+                act(&mut d, &mut dice);
+            }
+            d.pci.pause().unwrap();
+            d.pci.resume().unwrap();
+            d.pci.reset();
+            d.pci.shut_down().unwrap();
+            assert_eq!(PANICS.load(Ordering::SeqCst), 0, "device {n}, seed {seed}");
+        }
+    }
+    assert!(began.elapsed() < Duration::from_secs(60), "a device keeps its thread busy");
+}

@@ -205,10 +205,12 @@ impl Watcher for Reporter {
                 bar.set_position(state.done);
             }
             View::Json => {
-                if state.shown.is_none() || state.last_line.elapsed() >= JSON_INTERVAL {
+                let all = state.done == total && total > 0;
+                let finishing = all && state.shown != Some(ALL);
+                let due = state.shown.is_none() || state.last_line.elapsed() >= JSON_INTERVAL;
+                if due || finishing {
                     state.shown = Some(part);
                     state.last_line = Instant::now();
-                    let all = state.done == total && total > 0;
                     self.json_line(&state, if all { Phase::Finishing } else { Phase::Working });
                 }
             }

@@ -62,8 +62,15 @@ fn too_large(new: &NewImage<'_>, error: Error) -> Error {
     let clusters = new.driver.create_options().iter().any(|o| o.name == "cluster_size");
     let advice = if clusters { " (try using a larger cluster size)" } else { "" };
     let name = new.driver.name();
-    Error::new(
+    let told = Error::new(
         error.kind(),
         format!("The image size is too large for file format '{name}'{advice}"),
-    )
+    );
+    match error.path() {
+        // It was the file that could not become so long.
+        Some(path) => told.at_path(path.to_owned()).hint(
+            "the file system, or the limit on file sizes (ulimit -f), does not allow a file of this size",
+        ),
+        None => told,
+    }
 }

@@ -208,18 +208,9 @@ impl Copy<'_> {
     /// Reads sector by sector and leaves zeroes where that fails.
     fn salvage(&self, part: &Part, area: &mut [u8]) {
         let walk = &self.spans[part.source].walk;
-        let mut good = true;
         for (i, sector) in area.chunks_mut(SECTOR).enumerate() {
             let skip = len_u64(i * SECTOR);
-            let read = |sector: &mut [u8]| {
-                walk.image(0).map_or(Ok(()), |top| top.read(part.local + skip, sector))
-            };
-            let mut outcome = read(sector);
-            // A failed read-ahead makes the page cache answer once with an error for good sectors too.
-            if outcome.is_err() && good {
-                outcome = read(sector);
-            }
-            good = outcome.is_ok();
+            let outcome = walk.image(0).map_or(Ok(()), |top| top.read(part.local + skip, sector));
             if let Err(e) = outcome {
                 sector.fill(0);
                 self.job.watcher.note(&format!(

@@ -20,6 +20,7 @@ mod scan;
 mod share;
 mod space;
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -41,6 +42,7 @@ use crate::graph::gate::{combine, folder_of};
 use crate::graph::open::{OpenOptions, OpenRequest, Purpose, Sharing, open};
 use crate::graph::output::Output;
 use crate::opts::filename::{self, Filename};
+use crate::storage::CacheMode;
 use crate::{Error, Result};
 use copy::{Copy, Counters};
 use feed::{Feed, Rules, Span};
@@ -130,9 +132,20 @@ fn open_sources(options: &ConvertOptions, job: &Job<'_>) -> Result<Vec<Arc<Node>
         let mut how = image.options(job);
         how.purpose = Purpose::Source;
         how.snapshot.clone_from(&options.snapshot);
+        if options.on_read_error == OnReadError::Salvage
+            && how.cache == CacheMode::Writeback
+            && is_block_device(&image.request.filename)
+        {
+            // The page cache reads a device in large pieces and gives up a whole one for a bad sector.
+            how.cache = CacheMode::None;
+        }
         image.open(job, &how)
     };
     options.sources.iter().map(one).collect()
+}
+
+fn is_block_device(name: &str) -> bool {
+    std::fs::metadata(name).is_ok_and(|m| m.file_type().is_block_device())
 }
 
 /// A target to be created, all wishes checked.

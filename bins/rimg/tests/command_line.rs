@@ -162,7 +162,7 @@ fn an_interrupted_conversion_leaves_nothing() {
     assert!(!dir.path().join("b.qcow2").exists());
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(child.wait().unwrap().code(), Some(143));
     assert_eq!(names(), 2);
 }
 

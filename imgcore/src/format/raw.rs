@@ -12,7 +12,7 @@ use super::{
     MeasureSource, Measurement, OpenContext, OptionKind, OptionSpec, Resize, StorageId, ZeroSpace,
 };
 use crate::num::{GuestOffset, HostOffset, checked_round_up};
-use crate::storage::{Preallocation, SliceStorage, Storage, ZeroMode};
+use crate::storage::{Preallocation, Storage, ZeroMode};
 use crate::{Error, Result};
 
 /// Guest disks are counted in sectors.
@@ -53,31 +53,11 @@ impl Driver for RawDriver {
     }
 
     fn open(&self, cx: OpenContext<'_>) -> Result<Box<dyn Image>> {
-        let (mut offset, mut size) = (0, None);
-        for (name, value) in cx.options {
-            match name.as_str() {
-                "offset" => offset = crate::opts::size_option(name, value)?,
-                "size" => size = Some(crate::opts::size_option(name, value)?),
-                _ => return Err(super::options::unknown(self.name(), name)),
-            }
+        // `offset=` and `size=` make a window below the image: see `crate::graph::open`.
+        if let Some((name, _)) = cx.options.first() {
+            return Err(super::options::unknown(self.name(), name));
         }
-        let mut storage = cx.storage;
-        let full = storage.len()?;
-        if offset > 0 || size.is_some() {
-            let rest = full.checked_sub(offset).ok_or_else(|| {
-                Error::invalid(format!(
-                    "Offset ({offset}) cannot be greater than size of the containing file ({full})"
-                ))
-            })?;
-            let size = size.unwrap_or(rest);
-            if size > rest {
-                return Err(Error::invalid(format!(
-                    "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({full})"
-                )));
-            }
-            storage = Arc::new(SliceStorage::new(storage, offset, size)?);
-        }
-        RawImage::new(storage, cx.access).map(|image| Box::new(image) as Box<dyn Image>)
+        RawImage::new(cx.storage, cx.access).map(|image| Box::new(image) as Box<dyn Image>)
     }
 
     fn create_options(&self) -> &'static [OptionSpec] {

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use imgcore::storage::CacheMode;
-
+pub use crate::block::Drive;
 use crate::boot::kernel::KernelConfig;
 use crate::boot::smbios::SmbiosConfig;
 use crate::chardev::CharConfig;
 use crate::cpu::{CpuConfig, Topology};
 use crate::mem::MemoryConfig;
+use crate::virtio::blk::BlkConfig;
 
 /// What the real-time clock shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,34 +42,17 @@ pub enum OnPowerOff {
     Pause,
 }
 
-/// A disk image and how it is used.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Drive {
-    /// Its name.
-    pub id: String,
-    /// The image, as the user wrote it.
-    pub file: String,
-    /// Its format; probed when absent.
-    pub format: Option<String>,
-    /// Cache mode.
-    pub cache: CacheMode,
-    /// For reading only.
-    pub read_only: bool,
-    /// Discard requests reach the image.
-    pub discard: bool,
-    /// Serial number.
-    pub serial: String,
-}
-
 /// A device on PCI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// A disk with so many queues.
+    /// A disk.
     Blk {
         /// The image.
-        drive: Drive,
+        drive: Box<Drive>,
         /// Queues; `None` for one a vCPU.
         queues: Option<u16>,
+        /// How it is shown; name, serial number and queues are filled in.
+        shown: BlkConfig,
     },
     /// A network card on a tap interface.
     Net {
@@ -146,6 +129,8 @@ pub struct MachineConfig {
     pub pvpanic: bool,
     /// Devices on PCI, in the order of their slots.
     pub devices: Vec<DeviceConfig>,
+    /// Folder for temporary overlays; `/var/tmp` when empty.
+    pub scratch: PathBuf,
     /// The clock.
     pub rtc: RtcBase,
     /// Restarting.

@@ -4,13 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use imgcore::format::Access;
-use imgcore::graph::open::{self, OpenOptions, OpenRequest, Policy};
-
-use super::config::{
-    DOWNSCRIPT, DeviceConfig, DeviceKind, Drive, MachineConfig, RtcBase, TapConfig,
-};
-use crate::block::BlockBackend;
+use super::config::{DOWNSCRIPT, DeviceConfig, DeviceKind, MachineConfig, RtcBase, TapConfig};
+use crate::block::Disk;
+use crate::block::open::Groups;
 use crate::bus::Device;
 use crate::chardev::{self, Opened, Standard};
 use crate::devices::Lifecycle;
@@ -49,6 +45,15 @@ pub struct Port {
     pub keys: bool,
 }
 
+/// A disk and the device that shows it.
+#[derive(Clone)]
+pub struct DiskPart {
+    /// Name of the device (`qdev`).
+    pub device: String,
+    /// The disk: name, figures, image.
+    pub disk: Arc<Disk>,
+}
+
 /// All devices of a machine.
 #[derive(Default)]
 pub struct Parts {
@@ -62,6 +67,10 @@ pub struct Parts {
     pub rtc: Option<Arc<Rtc>>,
     /// The balloon.
     pub balloon: Option<Arc<Balloon>>,
+    /// Disks, for those who ask about them and steer them.
+    pub disks: Vec<DiskPart>,
+    /// Limits by the name of their group.
+    pub limits: Groups,
     /// Scripts for the end.
     pub downscripts: Vec<Downscript>,
     /// Lines for people.
@@ -189,15 +198,21 @@ impl Workshop<'_> {
         parts: &mut Parts,
     ) -> Result<Arc<dyn VirtioDevice>> {
         Ok(match &device.kind {
-            DeviceKind::Blk { drive, queues } => {
+            DeviceKind::Blk { drive, queues, shown } => {
                 let usual = u16::try_from(self.config.topology.cpus).unwrap_or(1).min(16);
                 let config = BlkConfig {
                     id: device.id.clone(),
                     serial: drive.serial.clone(),
                     queues: queues.unwrap_or(usual).clamp(1, 64),
-                    discard: drive.discard,
+                    ..shown.clone()
                 };
-                Arc::new(Blk::new(config, open_drive(drive)?))
+                let usual = Path::new("/var/tmp");
+                let scratch = &self.config.scratch;
+                let scratch = if scratch.as_os_str().is_empty() { usual } else { scratch };
+                let opened = crate::block::open::disk(drive, scratch, &mut parts.limits)?;
+                parts.notes.extend(opened.notes);
+                parts.disks.push(DiskPart { device: device.id.clone(), disk: opened.disk.clone() });
+                Arc::new(Blk::over(config, opened.disk))
             }
             DeviceKind::Net { mac, tap } => {
                 let config = NetConfig { id: device.id.clone(), mac: *mac };
@@ -229,19 +244,6 @@ impl Workshop<'_> {
             }
         })
     }
-}
-
-fn open_drive(drive: &Drive) -> Result<Arc<dyn BlockBackend>> {
-    let request = OpenRequest::parse(&drive.file, drive.format.as_deref())?;
-    let options = OpenOptions {
-        access: if drive.read_only { Access::Read } else { Access::Write },
-        cache: drive.cache,
-        // The user named this image; names inside it are followed as QEMU does.
-        policy: Policy::everything(),
-        ..OpenOptions::default()
-    };
-    let node = open::open(&request, &options)?;
-    Ok(Arc::new(node))
 }
 
 fn open_tap(config: &TapConfig) -> Result<Tap> {

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VirtioDevice;
 use super::balloon::Balloon;
-use super::blk::{Blk, BlkConfig};
+use super::blk::{Blk, BlkConfig, Offer};
 use super::console::Console;
 use super::driver::Driver;
 use super::net::{Net, NetConfig};
@@ -127,7 +127,8 @@ impl NetBackend for Echo {
 }
 
 fn devices() -> Vec<Arc<dyn VirtioDevice>> {
-    let config = BlkConfig { id: "d".into(), serial: "s".into(), queues: 2, discard: true };
+    let config =
+        BlkConfig { id: "d".into(), queues: 2, discard: Offer::Yes, ..BlkConfig::default() };
     let echo =
         Echo { frames: Arc::default(), event: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()) };
     let console = Console::new(Box::new(Captured::default())).unwrap();

@@ -77,6 +77,15 @@ pub struct Activation {
     pub config_changed: Arc<dyn Message>,
 }
 
+/// Somebody waits for the requests of a device to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settle {
+    /// From now on.
+    Begin,
+    /// No longer.
+    End,
+}
+
 /// A device behind a transport.
 pub trait VirtioDevice: Send + Sync {
     /// What it is.
@@ -91,6 +100,8 @@ pub trait VirtioDevice: Send + Sync {
     fn write_config(&self, _offset: u64, _data: &[u8]) {}
     /// Begins; returns the work to be done in threads of its own.
     fn activate(&self, activation: Activation) -> Result<Vec<Box<dyn Work>>>;
+    /// Requests should end soon, or may take their time again: its work is being stopped.
+    fn settle(&self, _settle: Settle) {}
     /// The driver has reset the device. No work runs any more.
     fn reset(&self) {}
     /// Makes stored data durable; may run beside work.

@@ -97,17 +97,28 @@ impl ActiveQueue {
         memory: &Memory,
         mut serve: impl FnMut(&Chain) -> Result<u32, Broken>,
     ) -> Result<(), Broken> {
-        self.queue
-            .disable_notification(memory)
-            .map_err(|e| Broken(format!("cannot write the event index: {e}")))?;
+        self.begin_turn(memory)?;
         for _ in 0..TURN {
             let Some(chain) = self.pop_or_wait(memory)? else { return Ok(()) };
             let len = serve(&chain)?;
             self.push(memory, chain.head, len)?;
             self.announce(memory)?;
         }
-        self.doorbell.raise();
+        self.ring_again();
         Ok(())
+    }
+
+    /// Before taking requests: asks the driver not to ring meanwhile.
+    pub fn begin_turn(&mut self, memory: &Memory) -> Result<(), Broken> {
+        self.queue
+            .disable_notification(memory)
+            .map_err(|e| Broken(format!("cannot write the event index: {e}")))
+    }
+
+    /// There may be more requests: the thread comes back to this queue after it has looked whether it is
+    /// to stop.
+    pub fn ring_again(&self) {
+        self.doorbell.raise();
     }
 
     /// Asks the driver to ring when it adds requests; true when there are some already.

@@ -57,7 +57,13 @@ impl BlockBackend for Ram {
 fn disk(read_only: bool) -> (Driver, Arc<Ram>) {
     let ram = Ram { bytes: Mutex::new(vec![0; 1 << 20]), read_only, ..Ram::default() };
     let ram = Arc::new(ram);
-    let config = BlkConfig { id: "d0".into(), serial: "SERIAL-7".into(), queues: 2, discard: true };
+    let config = BlkConfig {
+        id: "d0".into(),
+        serial: "SERIAL-7".into(),
+        queues: 2,
+        discard: Offer::Yes,
+        ..BlkConfig::default()
+    };
     (Driver::new(Arc::new(Blk::new(config, ram.clone())), 0), ram)
 }
 

@@ -7,7 +7,8 @@ use std::arch::global_asm;
 use std::path::{Path, PathBuf};
 
 use common::kvm;
-use vmm::chardev::{CharConfig, Standard};
+use vmm::chardev::config::FileMode;
+use vmm::chardev::{CharKind, Standard};
 use vmm::machine::config::{DeviceConfig, DeviceKind, Drive, OnReset};
 use vmm::machine::{Command, Exit, Machine, MachineConfig};
 
@@ -51,8 +52,14 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let kernel = folder.path().join("kernel");
         std::fs::write(&kernel, elf(code)).unwrap();
+        let kind = CharKind::File {
+            path: folder.path().join("serial"),
+            mode: FileMode::Truncate,
+            input: None,
+        };
         let mut config = MachineConfig {
-            serial: vec![CharConfig::File(folder.path().join("serial"))],
+            chardevs: vec![("serial0".into(), kind.into())],
+            serial: vec!["serial0".into()],
             debug_exit: Some(0xf4),
             ..MachineConfig::default()
         };
@@ -66,14 +73,15 @@ impl Bench {
     }
 
     fn run(&self) -> Exit {
-        let machine = Machine::build(self.config.clone(), Standard::default()).unwrap();
+        let machine =
+            Machine::build(self.config.clone(), Standard::default(), &mut |_| {}).unwrap();
         let handle = machine.handle();
         // A guest that hangs ends the test, with what it has said.
         std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_secs(60));
             handle.send(Command::Quit);
         });
-        machine.run(Box::new(|_| {})).unwrap()
+        machine.run().unwrap()
     }
 
     fn said(&self) -> String {

@@ -1,14 +1,10 @@
 //! What has been said so far, and the machine that follows.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-
 use super::Run;
 use super::disk::DriveSpec;
 use super::memory::MemorySpec;
 use super::net::NetSpec;
 use crate::block::config::Persistence;
-use crate::chardev::CharConfig;
 use crate::cpu::topology::Wanted;
 use crate::machine::MachineConfig;
 use crate::machine::config::{DeviceConfig, DeviceKind};
@@ -34,8 +30,6 @@ pub struct Builder {
     pub net: NetSpec,
     /// `-device`s that refer to others: resolved at the end.
     pub devices: Vec<super::device::DeviceSpec>,
-    /// `-chardev`, by id.
-    pub chardevs: BTreeMap<String, CharConfig>,
     /// `-serial` was given.
     pub serial_given: bool,
     /// `-nographic`.
@@ -44,12 +38,14 @@ pub struct Builder {
     pub no_display: bool,
     /// `-nodefaults`.
     pub nodefaults: bool,
-    /// `-monitor none`.
-    pub no_monitor: bool,
+    /// `-monitor` or the like was given.
+    pub monitor_given: bool,
+    /// How many monitors were made by short spellings.
+    pub short_monitors: usize,
+    /// What the process around the machine does.
+    pub process: super::process::ProcessConfig,
     /// `-balloon virtio`.
     pub balloon: bool,
-    /// `-pidfile`.
-    pub pidfile: Option<PathBuf>,
     /// Lines for people.
     pub warnings: Vec<String>,
     /// Text to show instead of running.
@@ -71,7 +67,8 @@ impl Builder {
         self.warnings.extend(note);
         self.machine.topology = topology;
         self.machine.memory = self.memory.clone().finish(&topology)?;
-        self.serial();
+        super::chardev::defaults(&mut self)?;
+        self.process.check(&self.machine, self.nographic)?;
         self.disks_and_cards()?;
         if self.machine.kernel.kernel.as_os_str().is_empty() {
             return Err(Error::unsupported(
@@ -84,24 +81,7 @@ impl Builder {
         {
             return Err(Error::invalid(format!("-vcpu-pin: there is no vCPU {vcpu}")));
         }
-        Ok(Run { machine: self.machine, pidfile: self.pidfile, warnings: self.warnings })
-    }
-
-    fn serial(&mut self) {
-        if self.serial_given {
-            return;
-        }
-        if self.nographic {
-            self.machine.serial = vec![CharConfig::Stdio { keys: true }];
-        } else if !self.nodefaults {
-            self.machine.serial = vec![CharConfig::Null];
-            if !self.no_display {
-                self.warnings.push(
-                    "there is no display yet; the guest runs without one (-nographic shows its serial port)"
-                        .into(),
-                );
-            }
-        }
+        Ok(Run { machine: self.machine, process: self.process, warnings: self.warnings })
     }
 
     fn disks_and_cards(&mut self) -> Result<()> {
@@ -122,7 +102,7 @@ impl Builder {
             }
         }
         for spec in std::mem::take(&mut self.devices) {
-            devices.push(spec.resolve(&mut drives, &mut self.nodes, &self.chardevs)?);
+            devices.push(spec.resolve(&mut drives, &mut self.nodes, &self.machine.chardevs)?);
         }
         self.warnings.extend(
             self.nodes.unused().map(|n| format!("-blockdev node-name={n}: nothing uses it")),

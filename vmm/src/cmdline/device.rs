@@ -1,7 +1,5 @@
 //! `-device`.
 
-use std::collections::BTreeMap;
-
 use super::blockdev::Nodes;
 use super::builder::Builder;
 use super::disk::{DriveSpec, on_error};
@@ -253,16 +251,19 @@ impl DeviceSpec {
         self,
         drives: &mut Vec<DriveSpec>,
         nodes: &mut Nodes,
-        chardevs: &BTreeMap<String, CharConfig>,
+        chardevs: &[(String, CharConfig)],
     ) -> Result<DeviceConfig> {
         match self {
             DeviceSpec::Plain(config) => Ok(config),
             DeviceSpec::Blk(spec) => spec.resolve(drives, nodes),
             DeviceSpec::Console { id, chardev } => {
-                let config = chardevs.get(&chardev).cloned().ok_or_else(|| {
-                    Error::invalid(format!("-device virtconsole: can't find value '{chardev}'"))
-                })?;
-                Ok(DeviceConfig { id, slot: None, kind: DeviceKind::Console(config) })
+                if !chardevs.iter().any(|(label, _)| *label == chardev) {
+                    return Err(Error::invalid(format!(
+                        "-device virtconsole: can't find value '{chardev}'"
+                    ))
+                    .hint(format!("Make it: -chardev stdio,id={chardev}")));
+                }
+                Ok(DeviceConfig { id, slot: None, kind: DeviceKind::Console(chardev) })
             }
             DeviceSpec::Net { id, .. } => {
                 Err(Error::invalid(format!("network card {id} was not paired with a back end")))

@@ -25,15 +25,6 @@ pub fn append(b: &mut Builder, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// `-name guest=x`.
-pub fn name(b: &mut Builder, text: &str) -> Result<()> {
-    let mut o = Options::parse(text, Some("guest"));
-    b.machine.name = o.take("guest");
-    // Threads always have names.
-    o.take_bool("debug-threads")?;
-    o.finish(&[("process", "Start rkvm under that name: exec -a NAME rkvm ...")])
-}
-
 /// `-uuid`.
 pub fn uuid(b: &mut Builder, text: &str) -> Result<()> {
     let wrong = || Error::invalid(format!("failed to parse UUID string '{text}'"));
@@ -169,12 +160,6 @@ pub fn balloon(b: &mut Builder, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// `-pidfile`.
-pub fn pidfile(b: &mut Builder, text: &str) -> Result<()> {
-    b.pidfile = Some(text.into());
-    Ok(())
-}
-
 /// `-rtc base=utc|localtime|date`.
 pub fn rtc(b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, None);
@@ -272,12 +257,6 @@ pub fn smbios(b: &mut Builder, text: &str) -> Result<()> {
         }
         None => Err(Error::invalid("Parameter 'type' is missing")),
     }
-}
-
-/// `-S`.
-pub fn start_paused(_b: &mut Builder, _text: &str) -> Result<()> {
-    Err(Error::unsupported("without a monitor nobody could let the guest go on")
-        .hint("Leave it out"))
 }
 
 /// `-overcommit mem-lock=off`.

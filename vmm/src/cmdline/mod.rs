@@ -3,7 +3,8 @@
 //! * [`table`]: every option that is known, and whether it works: one table for parsing and help.
 //! * [`options`]: `key=value` lists with what was not understood left over.
 //! * [`builder`]: what has been said so far, and the machine that follows.
-//! * [`cpu`], [`memory`], [`disk`] (with [`throttle`]), [`blockdev`], [`net`], [`device`], [`chardev`], [`misc`]: the options themselves.
+//! * [`cpu`], [`memory`], [`disk`] (with [`throttle`]), [`blockdev`], [`net`], [`device`], [`chardev`],
+//!   [`process`], [`misc`]: the options themselves.
 //!
 //! Nothing is silently ignored: an option or parameter that does not work yet is refused by name, one
 //! that changes nothing here is accepted with a warning that says so, or belongs to the few that only
@@ -19,17 +20,17 @@ pub mod memory;
 pub mod misc;
 pub mod net;
 pub mod options;
+pub mod process;
 pub mod table;
 pub mod throttle;
 
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-
 use crate::machine::MachineConfig;
 use crate::{Error, Result};
 use builder::Builder;
+pub use process::ProcessConfig;
 use table::{Action, Arg};
 
 /// What a command line asks for.
@@ -46,8 +47,8 @@ pub enum Parsed {
 pub struct Run {
     /// The machine.
     pub machine: MachineConfig,
-    /// File for the process number.
-    pub pidfile: Option<PathBuf>,
+    /// The process around it.
+    pub process: ProcessConfig,
     /// Lines to be shown.
     pub warnings: Vec<String>,
 }

@@ -6,7 +6,7 @@ use imgcore::opts::size;
 use crate::{Error, Result};
 
 /// The parameters of one option.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     items: Vec<Item>,
 }

@@ -1,7 +1,7 @@
 //! Every option that is known: its argument, what it does, and its line of help.
 
 use super::builder::Builder;
-use super::{blockdev, chardev, cpu, device, disk, memory, misc, net};
+use super::{blockdev, chardev, cpu, device, disk, memory, misc, net, process};
 use crate::{Error, Result};
 
 /// Whether an option has an argument.
@@ -76,7 +76,6 @@ const USE_VIRTIO: &str = "Use -drive file=...,if=virtio";
 const NO_DISPLAY: &str = "There is no display yet; use -nographic";
 const NO_SOUND: &str = "Leave it out; there is no sound yet";
 const NO_USB: &str = "Leave it out; there is no USB yet";
-const NO_MONITOR: &str = "Leave it out; there is no monitor yet";
 
 /// All options, in the order of the help.
 pub static TABLE: &[Opt] = &[
@@ -105,7 +104,7 @@ pub static TABLE: &[Opt] = &[
     run("mem-path", "path", memory::path, "provide backing storage for guest memory"),
     flag("mem-prealloc", memory::prealloc, "preallocate guest memory"),
     run("object", "type,id=...", memory::object, "memory-backend-ram, -file, -memfd"),
-    run("name", "guest", misc::name, "set the name of the guest"),
+    run("name", "guest[,process=name]", process::name, "name of the guest, and of the process"),
     run("uuid", "uuid", misc::uuid, "specify machine UUID"),
     run("drive", "file=name,if=virtio[,...]", disk::drive, "attach a disk image"),
     run(
@@ -123,12 +122,26 @@ pub static TABLE: &[Opt] = &[
     run("chardev", "backend,id=name[,...]", chardev::chardev, "character back ends by name"),
     run(
         "serial",
-        "stdio|mon:stdio|pty|file:name|null|none",
+        "stdio|mon:stdio|pty|unix:path|tcp:host:port|...",
         chardev::serial,
         "connect a serial port",
     ),
     run("debugcon", "back end", chardev::debugcon, "debug port 0xe9"),
-    run("monitor", "none", chardev::monitor, "the monitor"),
+    run(
+        "monitor",
+        "stdio|unix:path|telnet:host:port|none|...",
+        chardev::monitor,
+        "the human monitor",
+    ),
+    run("qmp", "unix:path|tcp:host:port|...", chardev::qmp, "monitor for programs: JSON"),
+    run("qmp-pretty", "...", chardev::qmp_pretty, "the same, with line breaks"),
+    run(
+        "mon",
+        "chardev=id[,mode=readline|control][,pretty=on]",
+        chardev::mon,
+        "a monitor on a -chardev",
+    ),
+    run("echr", "chr", chardev::echr, "escape character instead of Ctrl-a (0x01)"),
     flag("nographic", chardev::nographic, "serial port on stdio, no display"),
     run("display", "none", misc::display, "the display"),
     run("vga", "none", misc::vga, "the graphics card"),
@@ -142,8 +155,18 @@ pub static TABLE: &[Opt] = &[
     flag("localtime", misc::localtime, ""),
     flag("no-reboot", misc::no_reboot, "exit instead of rebooting"),
     flag("no-shutdown", misc::no_shutdown, "stop before shutdown"),
-    flag("S", misc::start_paused, ""),
-    run("pidfile", "file", misc::pidfile, "write the process number there"),
+    flag("S", process::start_paused, "do not start the guest; 'cont' in a monitor does"),
+    run("pidfile", "file", process::pidfile, "write the process number there, locked"),
+    flag(
+        "daemonize",
+        process::daemonize,
+        "return when the guest is ready; it runs on in the background",
+    ),
+    run("runas", "user|uid:gid", process::run_as, "become that user once everything is open"),
+    run("run-with", "user=user|uid:gid", process::run_with, "the same"),
+    run("msg", "timestamp=on|guest-name=on", process::msg, "what stands before messages"),
+    run("D", "file", process::log_file, "messages go to this file"),
+    run("action", "reboot=|shutdown=|panic=...", process::action, "what guest events lead to"),
     run("boot", "...", misc::boot, ""),
     run("sandbox", "off", misc::sandbox, ""),
     so_anyway("enable-kvm", "KVM is always used"),
@@ -177,14 +200,10 @@ pub static TABLE: &[Opt] = &[
     not_yet("pflash", "Use -kernel; there is no firmware yet"),
     not_yet("bios", "Use -kernel; there is no firmware yet"),
     not_yet("hdachs", "Leave it out; disks have no geometry any more"),
-    not_yet("qmp", NO_MONITOR),
-    not_yet("mon", NO_MONITOR),
     not_yet("redir", "Use -netdev tap; user networking is not there yet"),
     not_yet("tftp", "Use -netdev tap; user networking is not there yet"),
     not_yet("smb", "Use -netdev tap; user networking is not there yet"),
     not_yet("bootp", "Use -netdev tap; user networking is not there yet"),
-    not_yet_flag("daemonize", "Use the shell: rkvm ... &, or systemd-run"),
-    not_yet("runas", "Use runuser -u USER -- rkvm ..."),
     not_yet("chroot", "Leave it out"),
     not_yet("startdate", "Use -rtc base=DATE"),
     not_yet("incoming", "Leave it out; there is no migration yet"),
@@ -209,11 +228,8 @@ pub static TABLE: &[Opt] = &[
     not_yet("readconfig", "Write the options on the command line"),
     not_yet("writeconfig", "Leave it out"),
     not_yet("add-fd", "Use fd= of the option that needs it"),
-    not_yet("action", "Use -no-reboot and -no-shutdown"),
-    not_yet("msg", "Leave it out"),
     not_yet("trace", "Leave it out"),
     not_yet("d", "Leave it out"),
-    not_yet("D", "Leave it out"),
     not_yet("gdb", "Leave it out; there is no debugger stub yet"),
     not_yet_flag("s", "Leave it out; there is no debugger stub yet"),
     not_yet("icount", "Leave it out; KVM cannot count instructions"),

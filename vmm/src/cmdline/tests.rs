@@ -1,9 +1,14 @@
 //! Command lines and the machines they mean.
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::block::config::{OnError, Persistence, WriteAccess, WriteCache};
 use crate::block::throttle::Limit;
-use crate::chardev::CharConfig;
+use crate::chardev::config::{
+    CharKind, FileMode, Protocol, Role, Sharing, Signals, SocketAddress, Wait,
+};
+use crate::control::MonitorMode;
 use crate::machine::config::{DeviceKind, OnReset};
 
 fn run(line: &str) -> Run {
@@ -248,10 +253,18 @@ fn networks_by_vlan_and_by_name() {
 
 #[test]
 fn consoles_and_the_rest() {
-    assert_eq!(run("-kernel k -nographic").machine.serial, [CharConfig::Stdio { keys: true }]);
-    assert_eq!(run("-kernel k -display none -serial none").machine.serial, []);
+    let r = run("-kernel k -nographic");
+    assert_eq!(r.machine.chardevs.len(), 1);
+    let (label, config) = &r.machine.chardevs[0];
+    assert_eq!((label.as_str(), config.sharing), ("serial0", Sharing::Mux));
+    assert_eq!(config.kind, CharKind::Stdio { signals: Signals::Pass });
+    assert_eq!((r.machine.serial[0].as_str(), r.machine.monitors.len()), ("serial0", 1));
+    assert_eq!(run("-kernel k -display none -serial none").machine.serial.len(), 0);
     let r = run("-kernel k -nographic -serial file:log -serial null -no-reboot -balloon virtio");
-    assert_eq!(r.machine.serial, [CharConfig::File("log".into()), CharConfig::Null]);
+    let log = CharKind::File { path: "log".into(), mode: FileMode::Truncate, input: None };
+    assert_eq!(r.machine.chardevs[0].1.kind, log);
+    assert_eq!(r.machine.serial, ["serial0", "serial1"]);
+    assert_eq!(r.machine.monitors[0].chardev, "compat_monitor0", "the monitor gets stdio");
     assert_eq!(r.machine.on_reset, OnReset::End);
     assert_eq!(r.machine.devices.len(), 1);
     assert_eq!(run("-kernel k -nogr").machine.serial.len(), 1, "the beginning of a name is enough");
@@ -268,22 +281,82 @@ fn consoles_and_the_rest() {
 }
 
 #[test]
+fn monitors_and_character_devices() {
+    let r = run(
+        "-kernel k -display none -serial tcp::4444,server,nowait -monitor telnet:127.0.0.1:5555,server=on,wait=off -qmp unix:/tmp/q,server=on",
+    );
+    let socket = |i: usize| match &r.machine.chardevs[i].1.kind {
+        CharKind::Socket(s) => s.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(socket(0).address, SocketAddress::Tcp(String::new(), 4444));
+    assert_eq!(socket(0).role, Role::Server(Wait::Off));
+    assert_eq!((socket(1).protocol, socket(2).role), (Protocol::Telnet, Role::Server(Wait::On)));
+    let modes: Vec<MonitorMode> = r.machine.monitors.iter().map(|m| m.mode).collect();
+    assert_eq!(modes, [MonitorMode::Human, MonitorMode::Control { pretty: false }]);
+    let r = run(
+        "-kernel k -nodefaults -display none -chardev socket,id=c,host=::1,port=9,reconnect=2,nodelay=on -mon c,mode=control,pretty=on -chardev ringbuf,id=r,size=4K,logfile=l -serial chardev:r -S -echr 0x14",
+    );
+    let CharKind::Socket(s) = &r.machine.chardevs[0].1.kind else { panic!() };
+    assert!(s.nodelay && s.role == Role::Client(Some(std::time::Duration::from_secs(2))));
+    assert_eq!(r.machine.chardevs[1].1.kind, CharKind::Ring(4096));
+    assert!(r.machine.start_paused && r.machine.escape == 0x14);
+    let r = run("-kernel k -nographic -qmp unix:q,server=on,wait=off");
+    assert_eq!(r.machine.monitors.len(), 2, "the human monitor stays behind Ctrl-a c");
+    for (line, what) in [
+        ("-kernel k -serial chardev:x", "'x' not found"),
+        ("-kernel k -nographic -monitor stdio", "multiple character devices"),
+        ("-kernel k -chardev stdio,id=a -serial chardev:a -mon a", "mux=on"),
+        ("-kernel k -monitor unix:x,wait=off", "server=on"),
+        ("-kernel k -monitor unix:x,server=on,reconnect=1", "incompatible"),
+        ("-kernel k -serial tcp:host", "HOST:PORT"),
+        ("-kernel k -serial tcp::99999", "HOST:PORT"),
+        ("-kernel k -serial vc", "'vc'"),
+        ("-kernel k -serial /dev/ttyS0", "socat"),
+        ("-kernel k -serial nonsense", "not a valid char driver"),
+        ("-kernel k -chardev socket,id=c,path=x,tls-creds=t", "tls-creds"),
+        ("-kernel k -chardev ringbuf,id=c,size=1000", "power of two"),
+        ("-kernel k -chardev spicevmc,id=c", "spicevmc"),
+        ("-kernel k -chardev null,id=c -chardev null,id=c", "Duplicate ID"),
+        ("-kernel k -mon chardev=c,mode=x", "unknown monitor mode"),
+    ] {
+        assert!(refused(line).contains(what), "{line}: {}", refused(line));
+    }
+}
+
+#[test]
+fn the_process_around_the_machine() {
+    let r = run(
+        "-kernel k -display none -daemonize -pidfile p -runas 107:108 -name guest=g,process=vm,debug-threads=on -msg timestamp=on -D log -action panic=pause,shutdown=pause,reboot=shutdown",
+    );
+    assert_eq!(r.process.foreground, process::Foreground::Daemonize);
+    assert_eq!(r.process.run_as, Some(process::RunAs::Ids(107, 108)));
+    assert_eq!(r.process.process_name.as_deref(), Some("vm"));
+    assert!(r.process.messages.timestamp && r.machine.name.as_deref() == Some("g"));
+    assert_eq!(r.machine.on_panic, crate::machine::config::OnPanic::Pause);
+    for (line, what) in [
+        ("-kernel k -daemonize -nographic", "cannot be used with -daemonize"),
+        ("-kernel k -daemonize -monitor stdio", "cannot use stdio with -daemonize"),
+        ("-kernel k -runas 1:x", "UID:GID"),
+        ("-kernel k -action panic=dance", "pause"),
+        ("-kernel k -run-with chroot=/x", "chroot"),
+    ] {
+        assert!(refused(line).contains(what), "{line}: {}", refused(line));
+    }
+}
+
+#[test]
 fn nothing_is_silently_ignored() {
     for (line, what) in [
         ("-kernel k -vnc :0", "VNC is not supported yet"),
         ("-kernel k -no-acpi", "-no-acpi: not supported yet"),
-        ("-kernel k -monitor stdio", "monitor"),
         ("-kernel k -frobnicate", "invalid option"),
         ("-kernel k -no-", "could be"),
         ("-kernel k -m", "requires an argument"),
         ("-m 1G", "-kernel"),
         ("-kernel k -device e1000", "'e1000' is not supported yet"),
         ("-kernel k -M accel=tcg", "accelerator"),
-        ("-kernel k -serial tcp::4444", "'tcp:'"),
-        ("-kernel k -S", "go on"),
-        ("-kernel k -name a,process=b", "process=b"),
         ("-kernel k -rtc driftfix=slew", "driftfix=slew"),
-        ("-kernel k -chardev stdio,id=c,signal=off", "signal=off"),
     ] {
         assert!(refused(line).contains(what), "{line}: {}", refused(line));
     }

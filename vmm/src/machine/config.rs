@@ -6,6 +6,7 @@ pub use crate::block::Drive;
 use crate::boot::kernel::KernelConfig;
 use crate::boot::smbios::SmbiosConfig;
 use crate::chardev::CharConfig;
+use crate::control::MonitorConfig;
 use crate::cpu::{CpuConfig, Topology};
 use crate::mem::MemoryConfig;
 use crate::virtio::blk::BlkConfig;
@@ -42,6 +43,20 @@ pub enum OnPowerOff {
     Pause,
 }
 
+/// What happens when the guest says that it has panicked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnPanic {
+    /// The machine ends, or stands still where power-off does so.
+    #[default]
+    PowerOff,
+    /// The machine stands still, to be looked at.
+    Pause,
+    /// The machine ends, and the program reports failure.
+    Fail,
+    /// The guest goes on.
+    Nothing,
+}
+
 /// A device on PCI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
@@ -68,8 +83,8 @@ pub enum DeviceKind {
     },
     /// Random numbers.
     Rng,
-    /// A console.
-    Console(CharConfig),
+    /// A console on a character device.
+    Console(String),
 }
 
 /// A device and its place.
@@ -103,7 +118,7 @@ pub struct TapConfig {
 }
 
 /// All of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineConfig {
     /// The guest's name.
     pub name: Option<String>,
@@ -119,10 +134,16 @@ pub struct MachineConfig {
     pub kernel: KernelConfig,
     /// What SMBIOS says.
     pub smbios: SmbiosConfig,
-    /// Serial ports.
-    pub serial: Vec<CharConfig>,
-    /// The debug port: number and where its bytes go.
-    pub debug_port: Option<(u16, CharConfig)>,
+    /// Character devices by name, in the order in which they are opened.
+    pub chardevs: Vec<(String, CharConfig)>,
+    /// Serial ports: names of character devices.
+    pub serial: Vec<String>,
+    /// The debug port: number and the name of a character device.
+    pub debug_port: Option<(u16, String)>,
+    /// Monitors.
+    pub monitors: Vec<MonitorConfig>,
+    /// The escape character of shared character devices.
+    pub escape: u8,
     /// isa-debug-exit: its port.
     pub debug_exit: Option<u16>,
     /// pvpanic is there.
@@ -137,6 +158,36 @@ pub struct MachineConfig {
     pub on_reset: OnReset,
     /// Powering off.
     pub on_power_off: OnPowerOff,
+    /// Panics.
+    pub on_panic: OnPanic,
     /// Start with vCPUs stopped (`-S`).
     pub start_paused: bool,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        MachineConfig {
+            name: None,
+            memory: MemoryConfig::default(),
+            cpu: CpuConfig::default(),
+            topology: Topology::default(),
+            pin: Vec::new(),
+            kernel: KernelConfig::default(),
+            smbios: SmbiosConfig::default(),
+            chardevs: Vec::new(),
+            serial: Vec::new(),
+            debug_port: None,
+            monitors: Vec::new(),
+            escape: crate::chardev::keys::CTRL_A,
+            debug_exit: None,
+            pvpanic: false,
+            devices: Vec::new(),
+            scratch: PathBuf::new(),
+            rtc: RtcBase::default(),
+            on_reset: OnReset::default(),
+            on_power_off: OnPowerOff::default(),
+            on_panic: OnPanic::default(),
+            start_paused: false,
+        }
+    }
 }

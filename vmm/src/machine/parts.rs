@@ -8,7 +8,7 @@ use super::config::{DOWNSCRIPT, DeviceConfig, DeviceKind, MachineConfig, RtcBase
 use crate::block::Disk;
 use crate::block::open::Groups;
 use crate::bus::Device;
-use crate::chardev::{self, Opened, Standard};
+use crate::chardev::{Chardevs, Patience};
 use crate::devices::Lifecycle;
 use crate::devices::acpi_pm::{self, AcpiPm};
 use crate::devices::debug_exit::{self, DebugExit};
@@ -35,16 +35,6 @@ use crate::virtio::pci::{Settings, VirtioPci};
 use crate::virtio::rng::Rng;
 use crate::{Error, Result};
 
-/// A serial port with its back end's input.
-pub struct Port {
-    /// The port.
-    pub serial: Arc<Serial>,
-    /// Characters for it.
-    pub input: Option<std::os::fd::OwnedFd>,
-    /// Ctrl-a is the escape key.
-    pub keys: bool,
-}
-
 /// A disk and the device that shows it.
 #[derive(Clone)]
 pub struct DiskPart {
@@ -54,13 +44,28 @@ pub struct DiskPart {
     pub disk: Arc<Disk>,
 }
 
+/// A network card and its back end.
+#[derive(Clone)]
+pub struct NetPart {
+    /// Name of the card.
+    pub id: String,
+    /// Its address.
+    pub mac: [u8; 6],
+    /// Name of the back end.
+    pub backend: String,
+    /// The back end in words.
+    pub backend_text: String,
+    /// The card.
+    pub card: Arc<Net>,
+    /// The cable is in.
+    pub up: bool,
+}
+
 /// All devices of a machine.
 #[derive(Default)]
 pub struct Parts {
     /// In the order in which they were made; taken down in the same order.
     pub all: Vec<Arc<dyn Lifecycle>>,
-    /// Serial ports.
-    pub ports: Vec<Port>,
     /// The power button.
     pub pm: Option<Arc<AcpiPm>>,
     /// The clock.
@@ -69,6 +74,10 @@ pub struct Parts {
     pub balloon: Option<Arc<Balloon>>,
     /// Disks, for those who ask about them and steer them.
     pub disks: Vec<DiskPart>,
+    /// Network cards, for the same.
+    pub nets: Vec<NetPart>,
+    /// Slots and the names of the devices in them.
+    pub slots: Vec<(u8, String)>,
     /// Limits by the name of their group.
     pub limits: Groups,
     /// Scripts for the end.
@@ -89,17 +98,17 @@ pub struct Workshop<'a> {
     pub buses: &'a Buses,
     /// Its PCI bus.
     pub root: &'a Arc<Root>,
-    /// Standard input and output.
-    pub standard: Standard,
+    /// Where characters go.
+    pub chardevs: &'a Chardevs,
 }
 
 impl Workshop<'_> {
     /// Makes all devices.
-    pub fn build(mut self) -> Result<Parts> {
+    pub fn build(self) -> Result<Parts> {
         let mut parts = Parts::default();
         self.board(&mut parts)?;
         self.serial(&mut parts)?;
-        self.debug(&mut parts)?;
+        self.debug()?;
         self.pci(&mut parts)?;
         Ok(parts)
     }
@@ -130,31 +139,31 @@ impl Workshop<'_> {
         Ok(())
     }
 
-    fn serial(&mut self, parts: &mut Parts) -> Result<()> {
+    fn serial(&self, parts: &mut Parts) -> Result<()> {
         if self.config.serial.len() > PORTS.len() {
             return Err(Error::invalid(format!(
                 "{} serial ports: at most 4 are possible",
                 self.config.serial.len()
             )));
         }
-        for (i, (config, (base, irq))) in self.config.serial.iter().zip(PORTS).enumerate() {
+        for (i, (label, (base, irq))) in self.config.serial.iter().zip(PORTS).enumerate() {
             let name = format!("serial{i}");
-            let Opened { output, input, keys, note } =
-                chardev::open(config, &mut self.standard, &name)?;
-            parts.notes.extend(note);
-            let serial = Arc::new(Serial::new(self.pin(irq), output));
+            let device = self.chardevs.get(label)?;
+            let serial =
+                Arc::new(Serial::new(self.pin(irq), Box::new(device.writer(Patience::Brief))));
+            let waker = device.waker();
+            serial.notify_room(Box::new(move || waker.wake()));
+            device.attach(serial.clone())?;
             self.port(&name, base, 8, serial.clone())?;
-            parts.all.push(serial.clone());
-            parts.ports.push(Port { serial, input, keys });
+            parts.all.push(serial);
         }
         Ok(())
     }
 
-    fn debug(&mut self, parts: &mut Parts) -> Result<()> {
-        if let Some((port, config)) = &self.config.debug_port {
-            let opened = chardev::open(config, &mut self.standard, "debugcon")?;
-            parts.notes.extend(opened.note);
-            self.port("debugcon", *port, 1, Arc::new(DebugPort::new(opened.output)))?;
+    fn debug(&self) -> Result<()> {
+        if let Some((port, label)) = &self.config.debug_port {
+            let writer = self.chardevs.get(label)?.writer(Patience::Brief);
+            self.port("debugcon", *port, 1, Arc::new(DebugPort::new(Box::new(writer))))?;
         }
         if let Some(port) = self.config.debug_exit {
             self.port("isa-debug-exit", port, debug_exit::LEN, Arc::new(DebugExit))?;
@@ -165,7 +174,7 @@ impl Workshop<'_> {
         Ok(())
     }
 
-    fn pci(&mut self, parts: &mut Parts) -> Result<()> {
+    fn pci(&self, parts: &mut Parts) -> Result<()> {
         let lines: Vec<SharedLine> =
             (0..routing::COUNT).map(|i| SharedLine::new(self.pin(routing::FIRST + i))).collect();
         let routes = Routes::new(self.vm.clone());
@@ -187,16 +196,13 @@ impl Workshop<'_> {
                 },
             )?;
             self.root.insert(slot, function.clone())?;
+            parts.slots.push((slot, device.id.clone()));
             parts.all.push(function);
         }
         self.root.assign(self.buses, layout::pci64(self.config.memory.size()))
     }
 
-    fn virtio(
-        &mut self,
-        device: &DeviceConfig,
-        parts: &mut Parts,
-    ) -> Result<Arc<dyn VirtioDevice>> {
+    fn virtio(&self, device: &DeviceConfig, parts: &mut Parts) -> Result<Arc<dyn VirtioDevice>> {
         Ok(match &device.kind {
             DeviceKind::Blk { drive, queues, shown } => {
                 let usual = u16::try_from(self.config.topology.cpus).unwrap_or(1).min(16);
@@ -222,7 +228,17 @@ impl Workshop<'_> {
                 parts.downscripts.extend(
                     script.map(|script| Downscript { script, interface: open.name().to_owned() }),
                 );
-                Arc::new(Net::new(config, Box::new(open)))
+                let ifname = open.name().to_owned();
+                let card = Arc::new(Net::new(config, Box::new(open)));
+                parts.nets.push(NetPart {
+                    id: device.id.clone(),
+                    mac: *mac,
+                    backend: format!("{}.tap", device.id),
+                    backend_text: format!("index=0,type=tap,ifname={ifname}"),
+                    card: card.clone(),
+                    up: true,
+                });
+                card
             }
             DeviceKind::Balloon { reporting } => {
                 let balloon = Arc::new(Balloon::new(self.config.memory.size(), *reporting));
@@ -230,17 +246,11 @@ impl Workshop<'_> {
                 balloon
             }
             DeviceKind::Rng => Arc::new(Rng),
-            DeviceKind::Console(config) => {
-                let opened = chardev::open(config, &mut self.standard, &device.id)?;
-                parts.notes.extend(opened.note);
-                if opened.input.is_some() {
-                    return Err(Error::unsupported(format!(
-                        "{}: input to a virtio console is not supported yet",
-                        device.id
-                    ))
-                    .hint("Connect it to file: or null, and use -serial for input"));
-                }
-                Arc::new(Console::new(opened.output)?)
+            DeviceKind::Console(label) => {
+                let chardev = self.chardevs.get(label)?;
+                let console = Arc::new(Console::new(Box::new(chardev.writer(Patience::Brief)))?);
+                chardev.attach(console.clone())?;
+                console
             }
         })
     }

@@ -29,7 +29,11 @@ struct State {
     actual: u32,
     changed: Option<Arc<dyn Message>>,
     stats: Stats,
+    watcher: Option<Watcher>,
 }
+
+/// Told how many bytes the guest has left, whenever the guest says so. Called from vCPU threads.
+pub type Watcher = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// The device.
 pub struct Balloon {
@@ -73,6 +77,11 @@ impl Balloon {
         self.memory_len.saturating_sub(u64::from(self.lock().actual) * PAGE)
     }
 
+    /// Who is told of changes.
+    pub fn watch(&self, watcher: Watcher) {
+        self.lock().watcher = Some(watcher);
+    }
+
     /// What the guest last said about its memory.
     pub fn stats(&self) -> Stats {
         self.lock().stats.clone()
@@ -100,7 +109,14 @@ impl VirtioDevice for Balloon {
     }
     fn write_config(&self, offset: u64, data: &[u8]) {
         if offset == 4 && data.len() == 4 {
-            self.lock().actual = low32(get_le(data));
+            let watcher = {
+                let mut state = self.lock();
+                state.actual = low32(get_le(data));
+                state.watcher.clone()
+            };
+            if let Some(tell) = watcher {
+                tell(self.guest_memory());
+            }
         }
     }
     fn activate(&self, activation: Activation) -> Result<Vec<Box<dyn Work>>> {

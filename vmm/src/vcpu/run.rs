@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub enum Ended {
 struct Member {
     jobs: Sender<Job>,
     thread: Option<JoinHandle<Ended>>,
-    tid: Arc<Mutex<Option<Pid>>>,
+    tid: Arc<OnceLock<Pid>>,
 }
 
 /// All vCPUs of a machine.
@@ -76,7 +76,7 @@ struct Worker {
     buses: Buses,
     sink: Arc<dyn EffectSink>,
     jobs: Receiver<Job>,
-    tid: Arc<Mutex<Option<Pid>>>,
+    tid: Arc<OnceLock<Pid>>,
     pin: Vec<usize>,
 }
 
@@ -168,9 +168,8 @@ impl Group {
 
     /// Thread numbers, for `info cpus` and for those who pin threads themselves.
     pub fn thread_ids(&self) -> Vec<Option<i32>> {
-        let read =
-            |m: &Member| m.tid.lock().unwrap_or_else(PoisonError::into_inner).map(Pid::as_raw);
-        self.members.iter().map(read).collect()
+        // A thread says its number before anything else, but may not have come to it yet.
+        self.members.iter().map(|m| Some(m.tid.wait().as_raw())).collect()
     }
 
     /// How many.
@@ -192,7 +191,8 @@ impl Drop for Group {
 
 impl Worker {
     fn run(mut self) -> Ended {
-        *self.tid.lock().unwrap_or_else(PoisonError::into_inner) = Some(gettid());
+        // Set once, here.
+        let _ = self.tid.set(gettid());
         let id = self.vcpu.id();
         let ended = match self.serve() {
             Ok(()) => Ended::Stopped,

@@ -26,6 +26,8 @@ pub fn bits(cpu: &CpuState) -> u32 {
 pub fn list(mut at: u64, count: u64, bits: u32, read: &dyn Fn(u64, &mut [u8]) -> bool) -> String {
     let mut text = String::new();
     let mut formatter = GasFormatter::new();
+    formatter.options_mut().set_gas_show_mnemonic_size_suffix(true);
+    formatter.options_mut().set_space_after_operand_separator(true);
     for _ in 0..count {
         let mut bytes = [0; LONGEST];
         // As much as can be read: an instruction may end where memory does.

@@ -16,7 +16,8 @@ pub const DEEPEST: usize = 100;
 pub struct Stream {
     /// The value that is being read; texts in double quotes already.
     value: Vec<u8>,
-    depth: usize,
+    /// Brackets that are open, by what closes them.
+    open: Vec<u8>,
     quote: Option<u8>,
     escaped: bool,
     skipping: bool,
@@ -39,7 +40,7 @@ impl Stream {
         }
         if let Some(quote) = self.quote {
             self.quoted(quote, byte);
-            return (self.quote.is_none() && self.depth == 0).then(|| self.complete());
+            return (self.quote.is_none() && self.open.is_empty()).then(|| self.complete());
         }
         match byte {
             b'"' | b'\'' => {
@@ -50,31 +51,33 @@ impl Stream {
             }
             b'{' | b'[' => {
                 let before = self.finish_word();
-                self.depth += 1;
-                if self.depth > DEEPEST {
+                self.open.push(if byte == b'{' { b'}' } else { b']' });
+                if self.open.len() > DEEPEST {
                     return Some(Err(self.give_up("JSON nesting depth limit exceeded", byte)));
                 }
                 self.value.push(byte);
                 before
             }
             b'}' | b']' => {
-                if self.depth == 0 {
+                if self.open.is_empty() {
                     let before = self.finish_word();
                     return before
                         .or_else(|| Some(Err("JSON parse error, expecting value".into())));
                 }
+                if self.open.pop() != Some(byte) {
+                    return Some(Err(self.give_up("JSON parse error, wrong bracket", byte)));
+                }
                 self.value.push(byte);
-                self.depth -= 1;
-                (self.depth == 0).then(|| self.complete())
+                self.open.is_empty().then(|| self.complete())
             }
             b' ' | b'\t' | b'\r' | b'\n' => {
-                if self.depth > 0 {
+                if !self.open.is_empty() {
                     self.value.push(byte);
                     return None;
                 }
                 self.finish_word()
             }
-            b',' | b':' if self.depth == 0 => {
+            b',' | b':' if self.open.is_empty() => {
                 let before = self.finish_word();
                 before.or_else(|| Some(Err("JSON parse error, expecting value".into())))
             }
@@ -111,7 +114,7 @@ impl Stream {
 
     /// A number or word outside all brackets ends where something else begins.
     fn finish_word(&mut self) -> Option<Result<Value, String>> {
-        (self.depth == 0 && !self.value.is_empty()).then(|| self.complete())
+        (self.open.is_empty() && !self.value.is_empty()).then(|| self.complete())
     }
 
     fn complete(&mut self) -> Result<Value, String> {
@@ -187,6 +190,7 @@ mod tests {
             b"{'a': '\xc3'}",
             b"\x01\x02 anything { \n",
             b",\n",
+            b"{\"a\": [}\n",
         ] {
             let mut text = junk.to_vec();
             text.extend_from_slice(b"{\"ok\": 1}");

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use imgcore::graph::Node;
 use imgcore::graph::runs::{self, Run};
@@ -52,6 +52,27 @@ impl<'a> GuestPieces<'a> {
     /// True when there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Writes all of it to a descriptor that keeps no position with one call (one frame of a network).
+    ///
+    /// # Errors
+    /// Those of `writev`.
+    pub fn write_once(&self, fd: BorrowedFd<'_>) -> std::io::Result<usize> {
+        if self.pieces.len() > MOST_PIECES {
+            return Err(std::io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let guards: Vec<_> = self.pieces.iter().map(VolatileSlice::ptr_guard).collect();
+        let list: Vec<libc::iovec> = guards
+            .iter()
+            .map(|g| libc::iovec { iov_base: g.as_ptr().cast_mut().cast(), iov_len: g.len() })
+            .collect();
+        let count = libc::c_int::try_from(list.len()).unwrap_or(0);
+        // SAFETY: every entry is a slice of mapped guest memory that its guard keeps mapped until after the
+        // call; the kernel only reads it.
+        let n = unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), count) };
+        drop(guards);
+        usize::try_from(n).map_err(|_| std::io::Error::last_os_error())
     }
 
     /// The pieces that hold `len` bytes from `offset` on.

@@ -52,6 +52,10 @@ pub enum DeviceSpec {
         mac: Option<[u8; 6]>,
         /// Name of a `-netdev`.
         netdev: String,
+        /// `mq=`.
+        multiqueue: bool,
+        /// `host_mtu=`.
+        mtu: u16,
     },
     /// Needs nothing else.
     Plain(DeviceConfig),
@@ -80,8 +84,11 @@ const REFUSED: Refusals = &[
     ("iommu_platform", "Leave it out"),
     ("disable-modern", "Leave it out"),
     ("disable-legacy", "Leave it out; drivers choose"),
-    ("mq", "Leave it out"),
-    ("vectors", "Leave it out"),
+    ("rx_queue_size", "Leave it out"),
+    ("tx_queue_size", "Leave it out"),
+    ("tx", "Leave it out"),
+    ("mrg_rxbuf", "Leave it out; drivers choose"),
+    ("csum", "Use vnet_hdr=off of the -netdev"),
     ("romfile", "Leave it out"),
     ("rombar", "Leave it out"),
 ];
@@ -96,6 +103,9 @@ pub fn device(b: &mut Builder, text: &str) -> Result<()> {
         None | Some("pci.0" | "pcie.0") => {}
         Some(other) => return Err(Error::invalid(format!("Bus '{other}' not found"))),
     }
+    if let Some(n) = o.take_u32("vectors")? {
+        b.warnings.push(format!("-device vectors={n}: each queue has a vector of its own"));
+    }
     let place = o.take("addr").map(|a| slot(&a)).transpose()?;
     let plain = |kind| DeviceSpec::Plain(DeviceConfig { id: id.clone(), slot: place, kind });
     let spec = match driver.as_str() {
@@ -107,7 +117,21 @@ pub fn device(b: &mut Builder, text: &str) -> Result<()> {
             slot: place,
             mac: o.take("mac").map(|m| mac(&m)).transpose()?,
             netdev: o.need("netdev")?,
+            multiqueue: o.take_bool("mq")?.unwrap_or(false),
+            mtu: match o.take_u32("host_mtu")? {
+                None => 0,
+                Some(n) => u16::try_from(n).ok().filter(|n| *n >= 68).ok_or_else(|| {
+                    Error::invalid(format!("host_mtu={n}: the greatest frame is 68 to 65535 bytes"))
+                })?,
+            },
         },
+        "vhost-vsock-pci" | "vhost-vsock" => plain(DeviceKind::Vsock {
+            cid: match o.take_number("guest-cid")? {
+                Some(cid) => cid,
+                None => return Err(Error::invalid("guest-cid property must be greater than 2")),
+            },
+            vhost: o.take_u32("vhostfd")?.and_then(|fd| i32::try_from(fd).ok()),
+        }),
         "virtio-balloon-pci" | "virtio-balloon" => plain(DeviceKind::Balloon {
             reporting: o.take_bool("free-page-reporting")?.unwrap_or(false),
         }),
@@ -141,8 +165,8 @@ pub fn device(b: &mut Builder, text: &str) -> Result<()> {
         }
         other => {
             return Err(Error::unsupported(format!("device '{other}' is not supported yet")).hint(
-                "virtio-blk-pci, virtio-net-pci, virtio-balloon-pci, virtio-rng-pci, virtconsole, pvpanic, \
-                 isa-debug-exit and isa-debugcon are",
+                "virtio-blk-pci, virtio-net-pci, virtio-balloon-pci, virtio-rng-pci, vhost-vsock-pci, \
+                 virtconsole, pvpanic, isa-debug-exit and isa-debugcon are",
             ));
         }
     };

@@ -116,9 +116,9 @@ pub static TABLE: &[Opt] = &[
     flag("snapshot", disk::snapshot, "write to temporary overlays instead of the images"),
     run("device", "driver[,prop=value...]", device::device, "add a device"),
     run("balloon", "virtio|none", misc::balloon, "add a balloon"),
-    run("net", "nic|tap|none[,...]", net::net, "network cards and back ends by vlan"),
-    run("netdev", "tap,id=name[,...]", net::netdev, "network back ends by name"),
-    run("nic", "tap|none[,...]", net::nic, "a card and its back end at once"),
+    run("net", "nic|tap|bridge|none[,...]", net::net, "network cards and back ends by vlan"),
+    run("netdev", "tap|bridge,id=name[,...]", net::netdev, "network back ends by name"),
+    run("nic", "tap|bridge|none[,...]", net::nic, "a card and its back end at once"),
     run("chardev", "backend,id=name[,...]", chardev::chardev, "character back ends by name"),
     run(
         "serial",

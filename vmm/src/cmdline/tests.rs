@@ -10,6 +10,7 @@ use crate::chardev::config::{
 };
 use crate::control::MonitorMode;
 use crate::machine::config::{DeviceKind, OnReset};
+use crate::net::config::TapSource;
 
 fn run(line: &str) -> Run {
     let args: Vec<&str> = line.split_whitespace().collect();
@@ -219,8 +220,9 @@ fn networks_by_vlan_and_by_name() {
             .devices
             .iter()
             .filter_map(|d| match &d.kind {
-                DeviceKind::Net { mac, tap } => {
-                    Some((*mac, tap.ifname.clone(), tap.script.clone()))
+                DeviceKind::Net { shown, tap } => {
+                    let TapSource::Name(name) = &tap.source else { return None };
+                    Some((shown.mac, name.clone(), tap.script.clone()))
                 }
                 _ => None,
             })
@@ -245,10 +247,69 @@ fn networks_by_vlan_and_by_name() {
         ("-kernel k -net nic,model=virtio", "no back end"),
         ("-kernel k -net tap", "no card"),
         ("-kernel k -net nic,model=virtio,macaddr=1:2 -net tap", "invalid MAC"),
-        ("-kernel k -net nic,model=virtio -net tap,vhost=on", "vhost=on"),
+        ("-kernel k -net nic,model=virtio -net tap,vhostfd=3", "not valid without vhost"),
+        ("-kernel k -net nic,model=virtio -net tap,fd=3,ifname=x", "invalid with fd="),
+        ("-kernel k -net nic,model=virtio -net tap,fd=a", "fd=a"),
+        ("-kernel k -net nic,model=virtio -net tap,fd=3:4", "fd="),
+        ("-kernel k -net nic,model=virtio -net tap,queues=0", "1 to 64"),
+        ("-kernel k -net nic,model=virtio -net bridge,ifname=x", "invalid with br="),
+        ("-kernel k -netdev user,id=u", "'user' is not supported yet"),
+        ("-kernel k -netdev vde,id=u", "'vde' is not supported yet"),
+        ("-kernel k -netdev socket,id=u", "'socket' is not supported yet"),
+        ("-kernel k -nic user,model=virtio", "'user' is not supported yet"),
+        ("-kernel k -device vhost-vsock-pci", "guest-cid"),
+        ("-kernel k -netdev tap,id=n -device virtio-net-pci,netdev=n,host_mtu=5", "host_mtu=5"),
     ] {
         assert!(refused(line).contains(what), "{line}: {}", refused(line));
     }
+}
+
+#[test]
+fn networks_with_everything() {
+    use crate::net::config::{Vhost, VnetHeader};
+    let all = |line: &str| {
+        let r = run(line);
+        let found: Vec<_> = r
+            .machine
+            .devices
+            .into_iter()
+            .filter_map(|d| match d.kind {
+                DeviceKind::Net { shown, tap } => Some((shown, tap)),
+                _ => None,
+            })
+            .collect();
+        (found, r.warnings)
+    };
+    let (nics, warnings) = all(
+        "-kernel k -netdev tap,fds=3:4,id=n,vhost=on,vhostfds=5:6 -device virtio-net-pci,netdev=n,mq=on,host_mtu=9000,vectors=6",
+    );
+    assert_eq!(nics[0].1.source, TapSource::Descriptors(vec![3, 4]));
+    assert_eq!((nics[0].1.queues, &nics[0].1.vhost), (2, &Vhost::On(vec![5, 6])));
+    assert_eq!((nics[0].0.mtu, &nics[0].1.script), (9000, &None));
+    assert!(warnings.iter().any(|w| w.contains("vectors=6")), "{warnings:?}");
+    let (nics, warnings) = all(
+        "-kernel k -netdev tap,queues=4,id=n,script=no,vnet_hdr=off,sndbuf=1M -device virtio-net-pci,netdev=n",
+    );
+    assert_eq!((nics[0].1.queues, nics[0].1.vnet_header), (1, VnetHeader::Off));
+    assert_eq!(nics[0].1.sndbuf, Some(1 << 20));
+    assert!(warnings.iter().any(|w| w.contains("mq=on")), "{warnings:?}");
+    let (nics, _) =
+        all("-kernel k -netdev bridge,br=virbr0,helper=/h,id=n -device virtio-net-pci,netdev=n");
+    assert_eq!(
+        nics[0].1.source,
+        TapSource::Bridge { bridge: "virbr0".into(), helper: Some("/h".into()) }
+    );
+    let (nics, _) = all("-kernel k -nic bridge,model=virtio");
+    assert!(matches!(&nics[0].1.source, TapSource::Bridge { bridge, .. } if bridge == "br0"));
+    assert_eq!(nics[0].1.downscript, None);
+    let (nics, warnings) = all(
+        "-kernel k -nic tap,model=virtio -nic tap,model=virtio,mac=52:54:00:12:34:56 -nic tap,model=virtio -nic tap,model=virtio,mac=52:54:00:12:34:56",
+    );
+    let last: Vec<u8> = nics.iter().map(|n| n.0.mac[5]).collect();
+    assert_eq!(last, [0x57, 0x56, 0x58, 0x56]);
+    assert!(warnings.iter().any(|w| w.contains("52:54:00:12:34:56")), "{warnings:?}");
+    let r = run("-kernel k -device vhost-vsock-pci,guest-cid=0x10");
+    assert_eq!(r.machine.devices[0].kind, DeviceKind::Vsock { cid: 16, vhost: None });
 }
 
 #[test]

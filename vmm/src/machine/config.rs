@@ -9,7 +9,9 @@ use crate::chardev::CharConfig;
 use crate::control::MonitorConfig;
 use crate::cpu::{CpuConfig, Topology};
 use crate::mem::MemoryConfig;
+use crate::net::config::TapConfig;
 use crate::virtio::blk::BlkConfig;
+use crate::virtio::net::NetConfig;
 
 /// What the real-time clock shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,10 +73,17 @@ pub enum DeviceKind {
     },
     /// A network card on a tap interface.
     Net {
-        /// Its address.
-        mac: [u8; 6],
+        /// How it is shown; its name is filled in.
+        shown: NetConfig,
         /// The tap interface.
         tap: TapConfig,
+    },
+    /// Sockets between guest and host.
+    Vsock {
+        /// The guest's address.
+        cid: u64,
+        /// An open `/dev/vhost-vsock`.
+        vhost: Option<i32>,
     },
     /// The balloon, with free page reporting or without.
     Balloon {
@@ -96,25 +105,6 @@ pub struct DeviceConfig {
     pub slot: Option<u8>,
     /// What it is.
     pub kind: DeviceKind,
-}
-
-/// The script that takes tap interfaces down unless another is named. When it does not exist there is
-/// nothing to take down.
-pub const DOWNSCRIPT: &str = "/etc/qemu-ifdown";
-
-/// A tap interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TapConfig {
-    /// Name of the interface; the kernel's choice when empty.
-    pub ifname: String,
-    /// An open descriptor instead.
-    pub fd: Option<i32>,
-    /// Run with the interface's name when it is there.
-    pub script: Option<PathBuf>,
-    /// Run with the interface's name when the machine ends.
-    pub downscript: Option<PathBuf>,
-    /// Bytes that may wait to be sent.
-    pub sndbuf: Option<i32>,
 }
 
 /// All of it.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::config::{DOWNSCRIPT, DeviceConfig, DeviceKind, MachineConfig, RtcBase, TapConfig};
+use super::config::{DeviceConfig, DeviceKind, MachineConfig, RtcBase};
 use crate::block::Disk;
 use crate::block::open::Groups;
 use crate::bus::Device;
@@ -22,7 +22,8 @@ use crate::kvm::Vm;
 use crate::kvm::routes::Routes;
 use crate::kvm::vm::Pin;
 use crate::mem::{Memory, layout};
-use crate::net::tap::Tap;
+use crate::net::config::TapConfig;
+use crate::net::script::Downscript;
 use crate::pci::root::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam};
 use crate::pci::{Root, routing};
 use crate::vcpu::Buses;
@@ -33,6 +34,7 @@ use crate::virtio::console::Console;
 use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::pci::{Settings, VirtioPci};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::{Error, Result};
 
 /// A disk and the device that shows it.
@@ -44,21 +46,17 @@ pub struct DiskPart {
     pub disk: Arc<Disk>,
 }
 
-/// A network card and its back end.
+/// A network card and what it is connected to.
 #[derive(Clone)]
-pub struct NetPart {
-    /// Name of the card.
-    pub id: String,
-    /// Its address.
-    pub mac: [u8; 6],
-    /// Name of the back end.
-    pub backend: String,
-    /// The back end in words.
-    pub backend_text: String,
-    /// The card.
-    pub card: Arc<Net>,
-    /// The cable is in.
-    pub up: bool,
+pub struct NicPart {
+    /// Name of the device.
+    pub device: String,
+    /// Name of the host's interface.
+    pub interface: String,
+    /// The back end, as the user wanted it.
+    pub config: TapConfig,
+    /// The card: address, link.
+    pub net: Arc<Net>,
 }
 
 /// All devices of a machine.
@@ -74,8 +72,8 @@ pub struct Parts {
     pub balloon: Option<Arc<Balloon>>,
     /// Disks, for those who ask about them and steer them.
     pub disks: Vec<DiskPart>,
-    /// Network cards, for the same.
-    pub nets: Vec<NetPart>,
+    /// Network cards, the same.
+    pub nics: Vec<NicPart>,
     /// Slots and the names of the devices in them.
     pub slots: Vec<(u8, String)>,
     /// Limits by the name of their group.
@@ -220,25 +218,29 @@ impl Workshop<'_> {
                 parts.disks.push(DiskPart { device: device.id.clone(), disk: opened.disk.clone() });
                 Arc::new(Blk::over(config, opened.disk))
             }
-            DeviceKind::Net { mac, tap } => {
-                let config = NetConfig { id: device.id.clone(), mac: *mac };
-                let open = open_tap(tap)?;
-                let script = tap.downscript.clone();
-                let script = script.filter(|s| s != Path::new(DOWNSCRIPT) || s.exists());
-                parts.downscripts.extend(
-                    script.map(|script| Downscript { script, interface: open.name().to_owned() }),
-                );
-                let ifname = open.name().to_owned();
-                let card = Arc::new(Net::new(config, Box::new(open)));
-                parts.nets.push(NetPart {
-                    id: device.id.clone(),
-                    mac: *mac,
-                    backend: format!("{}.tap", device.id),
-                    backend_text: format!("index=0,type=tap,ifname={ifname}"),
-                    card: card.clone(),
-                    up: true,
+            DeviceKind::Net { shown, tap } => {
+                let config = NetConfig { id: device.id.clone(), ..shown.clone() };
+                let open = crate::net::open::tap(tap)?;
+                parts.downscripts.extend(open.downscript);
+                let net = Arc::new(Net::new(config, open.queues, open.vhost)?);
+                parts.nics.push(NicPart {
+                    device: device.id.clone(),
+                    interface: open.interface,
+                    config: tap.clone(),
+                    net: net.clone(),
                 });
-                card
+                net
+            }
+            DeviceKind::Vsock { cid, vhost } => {
+                let file = match vhost {
+                    Some(fd) => crate::net::open::inherited(*fd, "vhostfd")?.into(),
+                    None => crate::net::open::device(
+                        "/dev/vhost-vsock",
+                        "vhost_vsock",
+                        "no vhost-vsock-pci",
+                    )?,
+                };
+                Arc::new(Vsock::new(file, *cid)?)
             }
             DeviceKind::Balloon { reporting } => {
                 let balloon = Arc::new(Balloon::new(self.config.memory.size(), *reporting));
@@ -254,45 +256,6 @@ impl Workshop<'_> {
             }
         })
     }
-}
-
-fn open_tap(config: &TapConfig) -> Result<Tap> {
-    let tap = match config.fd {
-        Some(fd) => Tap::from_fd(
-            crate::fd::borrow(fd)
-                .try_clone_to_owned()
-                .map_err(|e| Error::io(&e).context(format!("tap descriptor fd={fd}")))?,
-        )?,
-        None => Tap::open(&config.ifname)?,
-    };
-    if let Some(bytes) = config.sndbuf {
-        tap.set_sndbuf(bytes)?;
-    }
-    if let Some(script) = &config.script {
-        run_script(script, tap.name())?;
-    }
-    Ok(tap)
-}
-
-/// Runs a network script with the interface's name, and says in full what to do when it fails.
-fn run_script(script: &std::path::Path, interface: &str) -> Result<()> {
-    let shown = script.display().to_string();
-    let hint = format!(
-        "Make {shown} executable (it gets the interface's name as its argument), or use script=no and set \
-         {interface} up yourself"
-    );
-    let status = std::process::Command::new(script).arg(interface).status().map_err(|e| {
-        Error::io(&e)
-            .context(format!("could not launch network script {shown}"))
-            .at_path(&shown)
-            .hint(hint.clone())
-    })?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Error::invalid(format!("network script {shown} {interface} failed ({status})"))
-        .at_path(&shown)
-        .hint(hint))
 }
 
 fn clock(base: RtcBase) -> rtc::Clock {
@@ -327,19 +290,5 @@ fn local_offset(seconds: u64) -> i64 {
         } else {
             parts.tm_gmtoff
         }
-    }
-}
-
-/// A tap interface that is to be taken down by a script.
-#[derive(Clone, Debug)]
-pub struct Downscript {
-    script: std::path::PathBuf,
-    interface: String,
-}
-
-impl Downscript {
-    /// Runs it.
-    pub fn run(&self) -> Result<()> {
-        run_script(&self.script, &self.interface)
     }
 }

@@ -14,6 +14,7 @@ use crate::control::steered::{
 use crate::kvm::CpuState;
 use crate::mem::config::Sharing;
 use crate::mem::layout;
+use crate::net::config::TapSource;
 use crate::num::{get_le, index, low8, low16};
 use crate::pci::Function;
 use crate::{Error, Result};
@@ -58,6 +59,28 @@ fn pci_info(devfn: u8, function: &dyn Function, id: String) -> PciInfo {
         pin: low8(field(0x3d, 1)),
         line: low8(field(0x3c, 1)),
         bars: function.bars().into_iter().map(bar).collect(),
+    }
+}
+
+/// A back end as `info network` shows it.
+fn tap_text(n: &super::parts::NicPart) -> String {
+    let script = |s: &Option<std::path::PathBuf>| {
+        s.as_ref().map_or_else(|| "no".to_owned(), |p| p.display().to_string())
+    };
+    match &n.config.source {
+        TapSource::Descriptors(fds) => {
+            let fds: Vec<String> = fds.iter().map(i32::to_string).collect();
+            format!("index=0,type=tap,fd={}", fds.join(":"))
+        }
+        TapSource::Bridge { bridge, .. } => {
+            format!("index=0,type=bridge,br={bridge},ifname={}", n.interface)
+        }
+        TapSource::Name(_) => format!(
+            "index=0,type=tap,ifname={},script={},downscript={}",
+            n.interface,
+            script(&n.config.script),
+            script(&n.config.downscript)
+        ),
     }
 }
 
@@ -243,25 +266,22 @@ impl Steered for Machine {
     }
 
     fn nets(&self) -> Vec<NetInfo> {
-        let info = |n: &super::parts::NetPart| NetInfo {
-            id: n.id.clone(),
+        let info = |n: &super::parts::NicPart| NetInfo {
+            id: n.device.clone(),
             model: "virtio-net-pci".into(),
-            mac: n.mac,
-            backend: n.backend.clone(),
-            backend_text: n.backend_text.clone(),
-            up: n.up,
+            mac: n.net.mac(),
+            backend: n.config.name.clone(),
+            backend_text: tap_text(n),
+            up: n.net.link(),
         };
-        self.parts.nets.iter().map(info).collect()
+        self.parts.nics.iter().map(info).collect()
     }
 
     fn set_link(&mut self, name: &str, up: bool) -> Result<bool> {
-        let mut found = false;
-        for net in self.parts.nets.iter_mut().filter(|n| n.id == name || n.backend == name) {
-            net.up = up;
-            net.card.set_link(up);
-            found = true;
-        }
-        Ok(found)
+        let named = |n: &&super::parts::NicPart| n.device == name || n.config.name == name;
+        let found: Vec<_> = self.parts.nics.iter().filter(named).collect();
+        found.iter().for_each(|n| n.net.set_link(up));
+        Ok(!found.is_empty())
     }
 
     fn balloon(&self) -> Option<BalloonInfo> {

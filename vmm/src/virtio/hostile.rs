@@ -135,7 +135,7 @@ fn devices() -> Vec<Arc<dyn VirtioDevice>> {
     console.receive(&[b'x'; 4096]);
     vec![
         Arc::new(Blk::new(config, Arc::new(Disk(Mutex::new(vec![0; 1 << 20]))))),
-        Arc::new(Net::new(NetConfig { id: "n".into(), mac: [2; 6] }, Box::new(echo))),
+        Arc::new(Net::new(NetConfig::default(), vec![Box::new(echo)], Vec::new()).unwrap()),
         Arc::new(Balloon::new(8 << 20, true)),
         Arc::new(console),
         Arc::new(Rng),

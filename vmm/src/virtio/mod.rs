@@ -5,7 +5,8 @@
 //! * [`worker`]: the thread that serves a queue; can be stopped and started again with its work kept.
 //! * [`registers`]: what the driver sets up, whatever the transport.
 //! * [`pci`]: the transport.
-//! * [`blk`], [`rng`], [`console`], [`balloon`], [`net`]: the devices.
+//! * [`vhost`]: queues that the host's kernel serves.
+//! * [`blk`], [`rng`], [`console`], [`balloon`], [`net`], [`vsock`]: the devices.
 //!
 //! Each device separates taking a request apart from carrying it out. Guest memory is read once: what
 //! was checked is a copy, so a driver that changes it meanwhile gains nothing.
@@ -19,6 +20,8 @@ pub mod pci;
 pub mod queue;
 pub mod registers;
 pub mod rng;
+pub mod vhost;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]

@@ -44,6 +44,26 @@ impl ActiveQueue {
         self.queue.pop_descriptor_chain(memory).map(Chain::collect)
     }
 
+    /// Where the ring is in guest memory, for somebody else to serve it.
+    pub fn addresses(&self) -> super::vhost::RingAddresses {
+        super::vhost::RingAddresses {
+            size: self.queue.size(),
+            descriptors: vm_memory::GuestAddress(self.queue.desc_table()),
+            available: vm_memory::GuestAddress(self.queue.avail_ring()),
+            used: vm_memory::GuestAddress(self.queue.used_ring()),
+        }
+    }
+
+    /// Number of the next request, as the available ring counts them.
+    pub fn next_available(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Interrupts the driver, whether it wants that or not: whoever serves the ring has asked.
+    pub fn interrupt(&self) {
+        self.call.raise();
+    }
+
     /// Puts the request that was popped last back, to be popped again.
     pub fn unpop(&mut self) {
         let next = self.queue.next_avail();

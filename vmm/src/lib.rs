@@ -12,6 +12,7 @@
 //! * [`devices`], [`pci`], [`virtio`]: what the guest sees. [`block`] and [`net`] are what lies behind.
 //! * [`boot`], [`cpu`]: kernels, tables, CPUID.
 //! * [`chardev`]: where serial ports lead.
+//! * [`sandbox`]: confines the process once everything is open.
 //! * [`machine`]: builds all of it, runs it, takes it down in one order.
 //!
 //! The library never prints, exits, or reads arguments or the environment. A guest is hostile: nothing
@@ -32,6 +33,7 @@ pub mod mem;
 pub mod net;
 pub mod num;
 pub mod pci;
+pub mod sandbox;
 pub mod vcpu;
 pub mod virtio;
 

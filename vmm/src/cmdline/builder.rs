@@ -12,6 +12,7 @@ use crate::chardev::CharConfig;
 use crate::cpu::topology::Wanted;
 use crate::machine::MachineConfig;
 use crate::machine::config::{DeviceConfig, DeviceKind};
+use crate::sandbox::Sandbox;
 use crate::virtio::blk::{BlkConfig, Offer};
 use crate::{Error, Result};
 
@@ -50,6 +51,10 @@ pub struct Builder {
     pub balloon: bool,
     /// `-pidfile`.
     pub pidfile: Option<PathBuf>,
+    /// `-object rng-random`, by id.
+    pub rngs: BTreeMap<String, PathBuf>,
+    /// `-sandbox off`.
+    pub sandbox_off: bool,
     /// Lines for people.
     pub warnings: Vec<String>,
     /// Text to show instead of running.
@@ -73,6 +78,10 @@ impl Builder {
         self.machine.memory = self.memory.clone().finish(&topology)?;
         self.serial();
         self.disks_and_cards()?;
+        if !self.sandbox_off {
+            let removed = self.pidfile.iter().cloned().collect();
+            self.machine.sandbox = Sandbox::On { removed };
+        }
         if self.machine.kernel.kernel.as_os_str().is_empty() {
             return Err(Error::unsupported(
                 "booting from disk, CD or network is not supported yet",
@@ -122,7 +131,7 @@ impl Builder {
             }
         }
         for spec in std::mem::take(&mut self.devices) {
-            devices.push(spec.resolve(&mut drives, &mut self.nodes, &self.chardevs)?);
+            devices.push(spec.resolve(&mut drives, &mut self.nodes, &self.rngs, &self.chardevs)?);
         }
         self.warnings.extend(
             self.nodes.unused().map(|n| format!("-blockdev node-name={n}: nothing uses it")),
@@ -143,7 +152,7 @@ impl Builder {
             devices.push(DeviceConfig { id, slot: None, kind });
         }
         if self.balloon {
-            let kind = DeviceKind::Balloon { reporting: false };
+            let kind = DeviceKind::Balloon { reporting: false, deflate_on_oom: false };
             devices.push(DeviceConfig { id: "balloon0".into(), slot: None, kind });
         }
         // Those with a slot first, so that the others do not take it.

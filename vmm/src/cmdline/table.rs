@@ -145,7 +145,7 @@ pub static TABLE: &[Opt] = &[
     flag("S", misc::start_paused, ""),
     run("pidfile", "file", misc::pidfile, "write the process number there"),
     run("boot", "...", misc::boot, ""),
-    run("sandbox", "off", misc::sandbox, ""),
+    run("sandbox", "on|off", misc::sandbox, "confine the process (default on)"),
     so_anyway("enable-kvm", "KVM is always used"),
     so_anyway("no-user-config", "there is no configuration file"),
     so_anyway("no-hpet", "there is no HPET"),

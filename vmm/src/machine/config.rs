@@ -9,8 +9,10 @@ use crate::chardev::CharConfig;
 use crate::cpu::{CpuConfig, Topology};
 use crate::mem::MemoryConfig;
 use crate::net::config::TapConfig;
+use crate::sandbox::Sandbox;
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::net::NetConfig;
+use crate::virtio::rng::RngConfig;
 
 /// What the real-time clock shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,9 +76,11 @@ pub enum DeviceKind {
     Balloon {
         /// Free page reporting.
         reporting: bool,
+        /// The guest takes pages back before it kills processes.
+        deflate_on_oom: bool,
     },
     /// Random numbers.
-    Rng,
+    Rng(RngConfig),
     /// A console.
     Console(CharConfig),
 }
@@ -121,6 +125,8 @@ pub struct MachineConfig {
     pub devices: Vec<DeviceConfig>,
     /// Folder for temporary overlays; `/var/tmp` when empty.
     pub scratch: PathBuf,
+    /// Whether the process is confined while the machine runs.
+    pub sandbox: Sandbox,
     /// The clock.
     pub rtc: RtcBase,
     /// Restarting.

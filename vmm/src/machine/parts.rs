@@ -255,12 +255,14 @@ impl Workshop<'_> {
                 };
                 Arc::new(Vsock::new(file, *cid)?)
             }
-            DeviceKind::Balloon { reporting } => {
-                let balloon = Arc::new(Balloon::new(self.config.memory.size(), *reporting));
+            DeviceKind::Balloon { reporting, deflate_on_oom } => {
+                let balloon = Balloon::new(self.config.memory.size(), *reporting)?
+                    .with_deflate_on_oom(*deflate_on_oom);
+                let balloon = Arc::new(balloon);
                 parts.balloon = Some(balloon.clone());
                 balloon
             }
-            DeviceKind::Rng => Arc::new(Rng),
+            DeviceKind::Rng(config) => Arc::new(Rng::open(config)?),
             DeviceKind::Console(config) => {
                 let opened = chardev::open(config, &mut self.standard, &device.id)?;
                 parts.notes.extend(opened.note);

@@ -24,6 +24,7 @@ use crate::kvm::vm::SlotKind;
 use crate::kvm::{System, Vcpu, Vm};
 use crate::mem::{self, Memory};
 use crate::pci::Root;
+use crate::sandbox::{Confinement, Kind};
 use crate::vcpu::{Buses, EffectSink, Group, VcpuSettings};
 use crate::{Error, Result};
 
@@ -60,6 +61,8 @@ pub struct Machine {
     timer: Option<RtcTimer>,
     events: Receiver<Event>,
     sender: Sender<Event>,
+    /// Entered when the machine begins to run.
+    confinement: Option<Arc<Confinement>>,
     /// Lines for people, from building.
     pub notes: Vec<String>,
 }
@@ -108,7 +111,10 @@ impl Machine {
             buses: buses.clone(),
         });
         let as_sink: Arc<dyn EffectSink> = sink.clone();
-        let settings = VcpuSettings { pin: config.pin.clone() };
+        let prepared = crate::sandbox::prepare(&config)?;
+        let confinement = prepared.as_ref().map(|p| p.confinement.clone());
+        notes.extend(prepared.into_iter().flat_map(|p| p.notes));
+        let settings = VcpuSettings { pin: config.pin.clone(), confinement: confinement.clone() };
         let group = Group::start(vcpus, &buses, &as_sink, &settings)?;
         // Set once, here.
         let _ = sink.control.set(group.control().clone());
@@ -135,6 +141,7 @@ impl Machine {
             timer,
             events,
             sender,
+            confinement,
             notes,
         })
     }
@@ -155,6 +162,9 @@ impl Machine {
     /// When a vCPU cannot go on, or data could not be made durable at the end.
     pub fn run(mut self, notice: Notice) -> Result<Exit> {
         let notice = Arc::new(Mutex::new(notice));
+        if let Some(confinement) = &self.confinement {
+            confinement.enter(Kind::Machine)?;
+        }
         self.start_inputs(&notice)?;
         if !self.config.start_paused {
             self.group.resume();

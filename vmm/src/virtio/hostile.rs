@@ -17,7 +17,7 @@ use super::console::Console;
 use super::driver::Driver;
 use super::net::{Net, NetConfig};
 use super::pci::{LEGACY_BAR, MODERN_BAR, MSIX_BAR};
-use super::rng::Rng;
+use super::rng::{Rng, RngConfig};
 use crate::block::{BlockBackend, Unmap};
 use crate::devices::{Captured, Lifecycle};
 use crate::net::NetBackend;
@@ -136,9 +136,9 @@ fn devices() -> Vec<Arc<dyn VirtioDevice>> {
     vec![
         Arc::new(Blk::new(config, Arc::new(Disk(Mutex::new(vec![0; 1 << 20]))))),
         Arc::new(Net::new(NetConfig::default(), vec![Box::new(echo)], Vec::new()).unwrap()),
-        Arc::new(Balloon::new(8 << 20, true)),
+        Arc::new(Balloon::new(8 << 20, true).unwrap()),
         Arc::new(console),
-        Arc::new(Rng),
+        Arc::new(Rng::open(&RngConfig::default()).unwrap()),
     ]
 }
 

@@ -246,9 +246,10 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// True if a flush would write nothing, and free nothing.
+    /// True if a flush would write nothing, free nothing, and refuse nothing.
     pub fn is_clean(&self) -> bool {
-        !self.changed
+        !self.broken
+            && !self.changed
             && self.l1_dirty.is_none()
             && !self.l2.is_dirty()
             && !self.refs.is_dirty()

@@ -13,6 +13,7 @@
 //! * [`boot`], [`cpu`]: kernels, tables, CPUID.
 //! * [`chardev`]: where serial ports lead.
 //! * [`control`]: monitors for people and for programs.
+//! * [`sandbox`]: confines the process once everything is open.
 //! * [`machine`]: builds all of it, runs it, takes it down in one order.
 //!
 //! The library never prints, exits, or reads arguments or the environment. A guest is hostile: nothing
@@ -34,6 +35,7 @@ pub mod mem;
 pub mod net;
 pub mod num;
 pub mod pci;
+pub mod sandbox;
 pub mod vcpu;
 pub mod virtio;
 

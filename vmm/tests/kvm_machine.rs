@@ -10,7 +10,7 @@ use common::kvm;
 use vmm::chardev::config::FileMode;
 use vmm::chardev::{CharKind, Standard};
 use vmm::machine::config::{DeviceConfig, DeviceKind, Drive, OnReset};
-use vmm::machine::{Command, Exit, Machine, MachineConfig};
+use vmm::machine::{Command, Exit, Machine, MachineConfig, Silent};
 
 /// An ELF file with one segment at 1 MiB and a PVH note.
 fn elf(code: &[u8]) -> Vec<u8> {
@@ -74,7 +74,7 @@ impl Bench {
 
     fn run(&self) -> Exit {
         let machine =
-            Machine::build(self.config.clone(), Standard::default(), &mut |_| {}).unwrap();
+            Machine::build(self.config.clone(), Standard::default(), &mut Silent).unwrap();
         let handle = machine.handle();
         // A guest that hangs ends the test, with what it has said.
         std::thread::spawn(move || {

@@ -22,9 +22,9 @@ use pidfile::PidFile;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
 use terminal::Terminal;
 use vmm::chardev::{CharKind, Standard};
-use vmm::cmdline::process::Foreground;
+use vmm::cmdline::process::{Foreground, RunAs};
 use vmm::cmdline::{self, Parsed, Run};
-use vmm::machine::{Command, Exit, Handle, Machine};
+use vmm::machine::{Caller, Command, Exit, Handle, Machine};
 
 fn main() -> ExitCode {
     let args: Vec<String> =
@@ -87,12 +87,10 @@ fn run_machine(run: Run, daemon: Option<daemon::Daemon>, voice: &Voice) -> vmm::
         CharKind::Stdio { signals } => Some(signals),
         _ => None,
     });
-    let machine = Machine::build(run.machine, standard()?, &mut |line| voice.say(line))?;
+    let mut caller = Builder { voice, run_as: process.run_as };
+    let machine = Machine::build(run.machine, standard()?, &mut caller)?;
     for note in &machine.notes {
         voice.say(&format!("rkvm: {note}"));
-    }
-    if let Some(user) = &process.run_as {
-        identity::become_user(user)?;
     }
     let terminal = Terminal::default();
     watch_signals(machine.handle(), terminal.clone())?;
@@ -112,6 +110,22 @@ fn run_machine(run: Run, daemon: Option<daemon::Daemon>, voice: &Voice) -> vmm::
         }
         Exit::Code(code) => code,
     })
+}
+
+/// Us, while the machine is built.
+struct Builder<'a> {
+    voice: &'a Voice,
+    run_as: Option<RunAs>,
+}
+
+impl Caller for Builder<'_> {
+    fn notice(&mut self, line: &str) {
+        self.voice.say(line);
+    }
+
+    fn all_open(&mut self) -> vmm::Result<()> {
+        self.run_as.as_ref().map_or(Ok(()), identity::become_user)
+    }
 }
 
 /// Signals that end a process end the machine; coming back from a stop makes the terminal raw again.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::IsTerminal;
-use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -47,8 +47,9 @@ pub(super) enum Source {
     Pty { master: OwnedFd, name: String },
     /// Whoever connects.
     Server { listener: Listener, config: SocketConfig },
-    /// We connect, again and again.
-    Client { config: SocketConfig, pause: Duration },
+    /// We connect, again and again. The addresses were found at the start: later the sandbox may keep
+    /// names from being looked up.
+    Client { config: SocketConfig, pause: Duration, addresses: Vec<SocketAddr> },
     /// We have connected once.
     Once { config: SocketConfig },
 }
@@ -295,7 +296,9 @@ fn socket(config: &SocketConfig, notice: &mut dyn FnMut(&str)) -> Result<Opened>
             (Source::Once { config: config.clone() }, Some(link))
         }
         Role::Client(Some(pause)) => {
-            (Source::Client { config: config.clone(), pause }, dial(config).ok())
+            let addresses = addresses(config).unwrap_or_default();
+            let link = dial_one_of(config, &addresses).ok();
+            (Source::Client { config: config.clone(), pause, addresses }, link)
         }
     };
     let filename = link.as_ref().map_or(waiting, |l| l.filename.clone());
@@ -349,14 +352,24 @@ fn accept(listener: &Listener, config: &SocketConfig) -> std::io::Result<Link> {
     }
 }
 
+/// What a host's name stands for; nothing for sockets without one.
+fn addresses(config: &SocketConfig) -> std::io::Result<Vec<SocketAddr>> {
+    let SocketAddress::Tcp(host, port) = &config.address else { return Ok(Vec::new()) };
+    let host = if host.is_empty() { "127.0.0.1" } else { host };
+    Ok((host, *port).to_socket_addrs()?.collect())
+}
+
 fn dial(config: &SocketConfig) -> std::io::Result<Link> {
+    dial_one_of(config, &addresses(config)?)
+}
+
+fn dial_one_of(config: &SocketConfig, addresses: &[SocketAddr]) -> std::io::Result<Link> {
     match &config.address {
         SocketAddress::Unix(path) => link_of(UnixStream::connect(path)?.into(), shown(config)),
-        SocketAddress::Tcp(host, port) => {
-            let host = if host.is_empty() { "127.0.0.1" } else { host };
+        SocketAddress::Tcp(..) => {
             let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
-            for address in (host, *port).to_socket_addrs()? {
-                match TcpStream::connect_timeout(&address, Duration::from_secs(10)) {
+            for address in addresses {
+                match TcpStream::connect_timeout(address, Duration::from_secs(10)) {
                     Ok(stream) => {
                         stream.set_nodelay(config.nodelay).ok();
                         let here =
@@ -409,7 +422,8 @@ impl Source {
     /// Connects again.
     pub fn dial(&self) -> Option<Link> {
         match self {
-            Source::Client { config, .. } => dial(config).ok(),
+            Source::Client { config, addresses, .. } if addresses.is_empty() => dial(config).ok(),
+            Source::Client { config, addresses, .. } => dial_one_of(config, addresses).ok(),
             _ => None,
         }
     }

@@ -1,5 +1,8 @@
 //! What has been said so far, and the machine that follows.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use super::Run;
 use super::disk::DriveSpec;
 use super::memory::MemorySpec;
@@ -8,6 +11,7 @@ use crate::block::config::Persistence;
 use crate::cpu::topology::Wanted;
 use crate::machine::MachineConfig;
 use crate::machine::config::{DeviceConfig, DeviceKind};
+use crate::sandbox::Sandbox;
 use crate::virtio::blk::{BlkConfig, Offer};
 use crate::{Error, Result};
 
@@ -46,6 +50,10 @@ pub struct Builder {
     pub process: super::process::ProcessConfig,
     /// `-balloon virtio`.
     pub balloon: bool,
+    /// `-object rng-random`, by id.
+    pub rngs: BTreeMap<String, PathBuf>,
+    /// `-sandbox off`.
+    pub sandbox_off: bool,
     /// Lines for people.
     pub warnings: Vec<String>,
     /// Text to show instead of running.
@@ -70,6 +78,11 @@ impl Builder {
         super::chardev::defaults(&mut self)?;
         self.process.check(&self.machine, self.nographic)?;
         self.disks_and_cards()?;
+        if !self.sandbox_off {
+            let removed =
+                self.process.pidfile.iter().chain(self.machine.sockets()).cloned().collect();
+            self.machine.sandbox = Sandbox::On { removed };
+        }
         if self.machine.kernel.kernel.as_os_str().is_empty() {
             return Err(Error::unsupported(
                 "booting from disk, CD or network is not supported yet",
@@ -102,7 +115,12 @@ impl Builder {
             }
         }
         for spec in std::mem::take(&mut self.devices) {
-            devices.push(spec.resolve(&mut drives, &mut self.nodes, &self.machine.chardevs)?);
+            devices.push(spec.resolve(
+                &mut drives,
+                &mut self.nodes,
+                &self.rngs,
+                &self.machine.chardevs,
+            )?);
         }
         self.warnings.extend(
             self.nodes.unused().map(|n| format!("-blockdev node-name={n}: nothing uses it")),
@@ -123,7 +141,7 @@ impl Builder {
             devices.push(DeviceConfig { id, slot: None, kind });
         }
         if self.balloon {
-            let kind = DeviceKind::Balloon { reporting: false };
+            let kind = DeviceKind::Balloon { reporting: false, deflate_on_oom: false };
             devices.push(DeviceConfig { id: "balloon0".into(), slot: None, kind });
         }
         // Those with a slot first, so that the others do not take it.

@@ -1,5 +1,9 @@
 //! `-device`.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use super::blockdev::Nodes;
 use super::builder::Builder;
 use super::disk::{DriveSpec, on_error};
@@ -10,6 +14,7 @@ use crate::chardev::CharConfig;
 use crate::devices::debug_exit;
 use crate::machine::config::{DeviceConfig, DeviceKind};
 use crate::virtio::blk::{BlkConfig, Offer};
+use crate::virtio::rng::{Quota, RngConfig};
 use crate::{Error, Result};
 
 /// A virtio-blk-pci.
@@ -56,6 +61,17 @@ pub enum DeviceSpec {
         multiqueue: bool,
         /// `host_mtu=`.
         mtu: u16,
+    },
+    /// virtio-rng-pci.
+    Rng {
+        /// Its name.
+        id: String,
+        /// Its slot.
+        slot: Option<u8>,
+        /// Name of an `-object rng-random`.
+        source: Option<String>,
+        /// How much the guest gets.
+        quota: Option<Quota>,
     },
     /// Needs nothing else.
     Plain(DeviceConfig),
@@ -134,10 +150,23 @@ pub fn device(b: &mut Builder, text: &str) -> Result<()> {
         }),
         "virtio-balloon-pci" | "virtio-balloon" => plain(DeviceKind::Balloon {
             reporting: o.take_bool("free-page-reporting")?.unwrap_or(false),
+            deflate_on_oom: o.take_bool("deflate-on-oom")?.unwrap_or(false),
         }),
         "virtio-rng-pci" | "virtio-rng" => {
-            drop(o.take("rng"));
-            plain(DeviceKind::Rng)
+            let bytes = o.take_number("max-bytes")?;
+            let period = o.take_number("period")?;
+            let quota = match (bytes, period.unwrap_or(1 << 16)) {
+                (None, _) if period.is_none() => None,
+                (Some(bytes), ms) if bytes > 0 && (1..=1 << 31).contains(&ms) => {
+                    Some(Quota { bytes, period: Duration::from_millis(ms) })
+                }
+                _ => {
+                    return Err(Error::invalid(
+                        "virtio-rng: max-bytes= and period= (milliseconds) must be above 0",
+                    ));
+                }
+            };
+            DeviceSpec::Rng { id: id.clone(), slot: place, source: o.take("rng"), quota }
         }
         // The console's bus; the console itself is the next device.
         "virtio-serial-pci" | "virtio-serial" => return o.finish(REFUSED),
@@ -275,11 +304,22 @@ impl DeviceSpec {
         self,
         drives: &mut Vec<DriveSpec>,
         nodes: &mut Nodes,
+        rngs: &BTreeMap<String, PathBuf>,
         chardevs: &[(String, CharConfig)],
     ) -> Result<DeviceConfig> {
         match self {
             DeviceSpec::Plain(config) => Ok(config),
             DeviceSpec::Blk(spec) => spec.resolve(drives, nodes),
+            DeviceSpec::Rng { id, slot, source, quota } => {
+                let source = match source {
+                    None => PathBuf::new(),
+                    Some(name) => rngs.get(&name).cloned().ok_or_else(|| {
+                        Error::invalid(format!("-device virtio-rng-pci: can't find value '{name}'"))
+                            .hint(format!("Add -object rng-random,id={name},filename=/dev/urandom"))
+                    })?,
+                };
+                Ok(DeviceConfig { id, slot, kind: DeviceKind::Rng(RngConfig { source, quota }) })
+            }
             DeviceSpec::Console { id, chardev } => {
                 if !chardevs.iter().any(|(label, _)| *label == chardev) {
                     return Err(Error::invalid(format!(

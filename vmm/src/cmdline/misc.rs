@@ -277,12 +277,28 @@ pub fn boot(b: &mut Builder, _text: &str) -> Result<()> {
     Ok(())
 }
 
-/// `-sandbox`.
-pub fn sandbox(_b: &mut Builder, text: &str) -> Result<()> {
-    if text == "off" || text == "enable=off" {
-        return Ok(());
+/// `-sandbox on|off[,obsolete=...][,elevateprivileges=...][,spawn=...][,resourcecontrol=...]`.
+pub fn sandbox(b: &mut Builder, text: &str) -> Result<()> {
+    let mut o = Options::parse(text, Some("enable"));
+    b.sandbox_off = !o.take_bool("enable")?.unwrap_or(true);
+    for (key, words) in [
+        ("obsolete", &["deny", "allow"][..]),
+        ("elevateprivileges", &["deny", "allow", "children"]),
+        ("spawn", &["deny", "allow"]),
+        ("resourcecontrol", &["deny", "allow"]),
+    ] {
+        match o.take(key) {
+            None => {}
+            Some(word) if word == "deny" => {}
+            Some(word) if words.contains(&word.as_str()) => b
+                .warnings
+                .push(format!("-sandbox {key}={word}: the sandbox denies it all the same")),
+            Some(word) => {
+                return Err(Error::invalid(format!("invalid argument {word} for -sandbox {key}")));
+            }
+        }
     }
-    Err(Error::unsupported("the sandbox is not supported yet").hint("Use -sandbox off"))
+    o.finish(&[])
 }
 
 /// `-help`.

@@ -21,21 +21,40 @@ use crate::mem;
 use crate::pci::Root;
 use crate::vcpu::{Buses, EffectSink, Group, VcpuSettings};
 
+/// Whoever builds a machine, while it is being built.
+pub trait Caller {
+    /// A line for people, at once: the name of a pseudo terminal, that a connection is waited for.
+    fn notice(&mut self, _line: &str) {}
+
+    /// Everything that needs rights is open, and no thread has been started: rights may be given up.
+    ///
+    /// # Errors
+    /// The machine is not built.
+    fn all_open(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A caller that has nothing to say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Caller for Silent {}
+
 impl Machine {
-    /// Builds a machine; nothing runs yet. `notice` gets lines for people at once: names of pseudo
-    /// terminals, that a connection is waited for.
+    /// Builds a machine; nothing runs yet.
     ///
     /// # Errors
     /// Names the device, file or option that could not be had, and what to do.
     pub fn build(
         config: MachineConfig,
         standard: Standard,
-        notice: &mut dyn FnMut(&str),
+        caller: &mut dyn Caller,
     ) -> Result<Self> {
         let system = System::open()?;
         config.memory.check(config.topology.max_cpus)?;
         config.topology.check(system.max_vcpus())?;
-        let chardevs = Chardevs::open(&config.chardevs, standard, notice)?;
+        let chardevs = Chardevs::open(&config.chardevs, standard, &mut |line| caller.notice(line))?;
         let vm = Arc::new(system.create_vm()?);
         let memory = Arc::new(mem::build(&config.memory)?);
         // Before the chips: KVM waits for readers of its tables at each change, and it is the second wait
@@ -74,7 +93,12 @@ impl Machine {
             buses: buses.clone(),
         });
         let as_sink: Arc<dyn EffectSink> = sink.clone();
-        let settings = VcpuSettings { pin: config.pin.clone() };
+        // There are no threads yet: who the process is can still be changed for all of it.
+        caller.all_open()?;
+        let prepared = crate::sandbox::prepare(&config)?;
+        let confinement = prepared.as_ref().map(|p| p.confinement.clone());
+        notes.extend(prepared.into_iter().flat_map(|p| p.notes));
+        let settings = VcpuSettings { pin: config.pin.clone(), confinement: confinement.clone() };
         let group = Group::start(vcpus, &buses, &as_sink, &settings)?;
         // Set once, here.
         let _ = sink.control.set(group.control().clone());
@@ -101,6 +125,7 @@ impl Machine {
             io_errors: Vec::new(),
             events,
             sender,
+            confinement,
             notes,
         })
     }

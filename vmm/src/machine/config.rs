@@ -5,13 +5,15 @@ use std::path::PathBuf;
 pub use crate::block::Drive;
 use crate::boot::kernel::KernelConfig;
 use crate::boot::smbios::SmbiosConfig;
-use crate::chardev::CharConfig;
+use crate::chardev::config::{CharConfig, CharKind, Role, SocketAddress, SocketConfig};
 use crate::control::MonitorConfig;
 use crate::cpu::{CpuConfig, Topology};
 use crate::mem::MemoryConfig;
 use crate::net::config::TapConfig;
+use crate::sandbox::Sandbox;
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::net::NetConfig;
+use crate::virtio::rng::RngConfig;
 
 /// What the real-time clock shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,9 +91,11 @@ pub enum DeviceKind {
     Balloon {
         /// Free page reporting.
         reporting: bool,
+        /// The guest takes pages back before it kills processes.
+        deflate_on_oom: bool,
     },
     /// Random numbers.
-    Rng,
+    Rng(RngConfig),
     /// A console on a character device.
     Console(String),
 }
@@ -142,6 +146,8 @@ pub struct MachineConfig {
     pub devices: Vec<DeviceConfig>,
     /// Folder for temporary overlays; `/var/tmp` when empty.
     pub scratch: PathBuf,
+    /// Whether the process is confined while the machine runs.
+    pub sandbox: Sandbox,
     /// The clock.
     pub rtc: RtcBase,
     /// Restarting.
@@ -173,11 +179,26 @@ impl Default for MachineConfig {
             pvpanic: false,
             devices: Vec::new(),
             scratch: PathBuf::new(),
+            sandbox: Sandbox::default(),
             rtc: RtcBase::default(),
             on_reset: OnReset::default(),
             on_power_off: OnPowerOff::default(),
             on_panic: OnPanic::default(),
             start_paused: false,
         }
+    }
+}
+
+impl MachineConfig {
+    /// Sockets in the file system that the machine makes, and removes at the end.
+    pub fn sockets(&self) -> impl Iterator<Item = &PathBuf> {
+        self.chardevs.iter().filter_map(|(_, c)| match &c.kind {
+            CharKind::Socket(SocketConfig {
+                address: SocketAddress::Unix(path),
+                role: Role::Server(_),
+                ..
+            }) => Some(path),
+            _ => None,
+        })
     }
 }

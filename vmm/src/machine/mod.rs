@@ -18,6 +18,7 @@ pub mod run;
 pub mod steer;
 pub mod timer;
 
+pub use build::{Caller, Silent};
 pub use config::MachineConfig;
 pub use events::{Command, Handle};
 pub use run::{Exit, Machine};

@@ -242,12 +242,14 @@ impl Workshop<'_> {
                 };
                 Arc::new(Vsock::new(file, *cid)?)
             }
-            DeviceKind::Balloon { reporting } => {
-                let balloon = Arc::new(Balloon::new(self.config.memory.size(), *reporting));
+            DeviceKind::Balloon { reporting, deflate_on_oom } => {
+                let balloon = Balloon::new(self.config.memory.size(), *reporting)?
+                    .with_deflate_on_oom(*deflate_on_oom);
+                let balloon = Arc::new(balloon);
                 parts.balloon = Some(balloon.clone());
                 balloon
             }
-            DeviceKind::Rng => Arc::new(Rng),
+            DeviceKind::Rng(config) => Arc::new(Rng::open(config)?),
             DeviceKind::Console(label) => {
                 let chardev = self.chardevs.get(label)?;
                 let console = Arc::new(Console::new(Box::new(chardev.writer(Patience::Brief)))?);

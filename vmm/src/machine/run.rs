@@ -41,6 +41,7 @@ use crate::kvm::vcpu::Start;
 use crate::kvm::{Vcpu, Vm};
 use crate::mem::Memory;
 use crate::pci::Root;
+use crate::sandbox::{Confinement, Kind};
 use crate::vcpu::{Buses, Group};
 use crate::{Error, Result};
 
@@ -86,6 +87,8 @@ pub struct Machine {
     pub(super) io_errors: Vec<(String, IoStatus)>,
     pub(super) events: Receiver<Event>,
     pub(super) sender: Sender<Event>,
+    /// Entered when the machine begins to run.
+    pub(super) confinement: Option<Arc<Confinement>>,
     /// Lines for people, from building.
     pub notes: Vec<String>,
 }
@@ -116,6 +119,10 @@ impl Machine {
     }
 
     fn begin(&mut self) -> Result<()> {
+        // Threads of monitors and character devices, which begin here, inherit it.
+        if let Some(confinement) = &self.confinement {
+            confinement.enter(Kind::Machine)?;
+        }
         for m in &self.config.monitors {
             let device = self.chardevs.get(&m.chardev)?;
             let handle = Arc::new(self.handle());

@@ -12,6 +12,7 @@ use nix::unistd::{Pid, gettid};
 use super::control::{Control, Wish};
 use crate::bus::{Bus, Effect};
 use crate::kvm::{Exit, Vcpu};
+use crate::sandbox::{Confinement, Kind};
 use crate::{Error, Result};
 
 /// The two address spaces of the guest.
@@ -39,6 +40,8 @@ pub type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
 pub struct VcpuSettings {
     /// Host CPUs that each vCPU may run on; empty for any. By vCPU.
     pub pin: Vec<Vec<usize>>,
+    /// Entered by each thread before it runs guest code.
+    pub confinement: Option<Arc<Confinement>>,
 }
 
 /// What the thread of a vCPU was doing when it ended.
@@ -78,6 +81,7 @@ struct Worker {
     jobs: Receiver<Job>,
     tid: Arc<OnceLock<Pid>>,
     pin: Vec<usize>,
+    confinement: Option<Arc<Confinement>>,
 }
 
 impl Group {
@@ -103,6 +107,7 @@ impl Group {
                 jobs: inbox,
                 tid: Arc::clone(&tid),
                 pin: settings.pin.get(index).cloned().unwrap_or_default(),
+                confinement: settings.confinement.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(name)
@@ -207,6 +212,9 @@ impl Worker {
 
     fn serve(&mut self) -> Result<()> {
         self.apply_pin()?;
+        if let Some(confinement) = &self.confinement {
+            confinement.enter(Kind::Vcpu)?;
+        }
         let kick = self.control.kick_of(self.index);
         let _registered = self.vcpu.register(&kick)?;
         loop {

@@ -24,10 +24,10 @@ pub mod vhost;
 pub mod vsock;
 pub mod worker;
 
-#[cfg(test)]
-pub(crate) mod driver;
-#[cfg(test)]
-mod hostile;
+#[cfg(any(test, feature = "testing"))]
+pub mod driver;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 #[cfg(test)]
 mod tests;
 

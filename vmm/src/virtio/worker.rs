@@ -55,7 +55,11 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(work.name())
             .spawn(move || {
-                let result = serve(&mut *work, &inner).err();
+                let confined = crate::sandbox::narrow(crate::sandbox::Kind::Device);
+                let result = match confined {
+                    Ok(()) => serve(&mut *work, &inner).err(),
+                    Err(e) => Some(Broken(e.report())),
+                };
                 work.quiesce();
                 if let Some(b) = &result {
                     broken(b);

@@ -161,8 +161,15 @@ pub fn save_virtual(m: &mut dyn Steered, args: &Args) -> Answer {
 fn save(m: &mut dyn Steered, args: &Args, paging: Option<Paging>) -> Answer {
     let name = args.text("filename");
     let (mut at, mut left) = (args.number("val").unwrap_or(0), args.number("size").unwrap_or(0));
-    let explain =
-        |e: std::io::Error| Failure::generic(format!("Could not open '{name}': {}", words(&e)));
+    let explain = |e: std::io::Error| {
+        let sandbox = match e.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => {
+                " (the sandbox lets no files be made: -sandbox off)"
+            }
+            _ => "",
+        };
+        Failure::generic(format!("Could not open '{name}': {}{sandbox}", words(&e)))
+    };
     let mut file = File::create(name).map_err(explain)?;
     while left > 0 {
         let (physical, most) = match &paging {

@@ -2,7 +2,7 @@
 
 use super::builder::Builder;
 use super::options::{Options, boolean};
-use super::table;
+use super::pages;
 use crate::machine::config::{OnPowerOff, OnReset, RtcBase};
 use crate::{Error, Result};
 
@@ -303,7 +303,19 @@ pub fn sandbox(b: &mut Builder, text: &str) -> Result<()> {
 
 /// `-help`.
 pub fn help(b: &mut Builder, _text: &str) -> Result<()> {
-    b.show = Some(table::help());
+    b.show = Some(pages::help());
+    Ok(())
+}
+
+/// `-man`.
+pub fn man(b: &mut Builder, _text: &str) -> Result<()> {
+    b.show = Some(pages::man());
+    Ok(())
+}
+
+/// `-completions`.
+pub fn completions(b: &mut Builder, text: &str) -> Result<()> {
+    b.show = Some(pages::completions(text)?);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! QEMU's command lines, as pure functions from arguments to plain data.
 //!
 //! * [`table`]: every option that is known, and whether it works: one table for parsing and help.
+//! * [`pages`]: the help, the man page and completions made of it.
 //! * [`options`]: `key=value` lists with what was not understood left over.
 //! * [`builder`]: what has been said so far, and the machine that follows.
 //! * [`cpu`], [`memory`], [`disk`] (with [`throttle`]), [`blockdev`], [`net`], [`device`], [`chardev`],
@@ -20,6 +21,7 @@ pub mod memory;
 pub mod misc;
 pub mod net;
 pub mod options;
+pub mod pages;
 pub mod process;
 pub mod table;
 pub mod throttle;

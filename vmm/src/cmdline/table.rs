@@ -82,6 +82,8 @@ pub static TABLE: &[Opt] = &[
     flag("help", misc::help, "display this help and exit"),
     flag("h", misc::help, ""),
     flag("version", misc::version, "display version information and exit"),
+    flag("man", misc::man, "print the man page (rkvm -man | man -l -)"),
+    run("completions", "bash|zsh|fish", misc::completions, "print a completion script"),
     run(
         "machine",
         "[type=]name[,prop=value...]",
@@ -264,37 +266,4 @@ pub fn find(name: &str) -> Result<&'static Opt> {
             Err(Error::invalid(format!("-{name}: could be {}", names.join(", "))))
         }
     }
-}
-
-/// The text of `-help`: what works, then what does not yet.
-pub fn help() -> String {
-    let mut text = String::from("usage: rkvm [options]\n\n");
-    for o in TABLE.iter().filter(|o| !o.help.is_empty()) {
-        let left = match o.arg {
-            Arg::None => format!("-{}", o.name),
-            Arg::Needed(arg) => format!("-{} {arg}", o.name),
-        };
-        if left.len() > 26 {
-            text.push_str(&format!("{left}\n{:<28}{}\n", "", o.help));
-        } else {
-            text.push_str(&format!("{left:<28}{}\n", o.help));
-        }
-    }
-    text.push_str("\nKnown, but not supported yet (each is refused with what to do instead):\n");
-    let names: Vec<String> = TABLE
-        .iter()
-        .filter(|o| matches!(o.action, Action::Refuse(_)))
-        .map(|o| format!("-{}", o.name))
-        .collect();
-    let mut line = String::new();
-    for n in names {
-        if line.len() + n.len() > 76 {
-            text.push_str(&format!("{}\n", line.trim_end()));
-            line.clear();
-        }
-        line.push_str(&n);
-        line.push(' ');
-    }
-    text.push_str(&format!("{}\n", line.trim_end()));
-    text
 }

@@ -425,5 +425,5 @@ fn nothing_is_silently_ignored() {
         assert_eq!(table::TABLE.iter().filter(|p| p.name == o.name).count(), 1, "{}", o.name);
         assert_eq!(table::find(o.name).unwrap().name, o.name);
     }
-    assert!(table::help().contains("-daemonize"));
+    assert!(pages::help().contains("-daemonize"));
 }

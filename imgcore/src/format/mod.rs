@@ -28,8 +28,14 @@
 //! data are read or written. The caller ([`crate::graph::Node`]'s range locks) makes sure that a
 //! mapping is not changed while it is being used.
 
+pub mod bochs;
+pub mod cloop;
+mod codec;
+pub mod cow;
+pub mod dmg;
 pub mod info;
 pub mod options;
+mod packed;
 pub mod qcow2;
 pub mod raw;
 pub mod vmdk;
@@ -611,7 +617,15 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver]
+    &[
+        &raw::RawDriver,
+        &qcow2::Qcow2Driver,
+        &vmdk::VmdkDriver,
+        &bochs::BochsDriver,
+        &cloop::CloopDriver,
+        &cow::CowDriver,
+        &dmg::DmgDriver,
+    ]
 }
 
 /// The driver of that name.

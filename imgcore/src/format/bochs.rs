@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::{
     Access, Driver, Extent, Granularity, Image, ImageInfo, Mapping, OpenContext, OptionSpec,
-    StorageId, read_only,
+    StorageId, never_written,
 };
 use crate::num::{GuestOffset, HostOffset, len_u64, small, to_usize};
 use crate::storage::Storage;
@@ -85,7 +85,7 @@ impl Driver for BochsDriver {
             return Err(super::options::unknown(self.name(), name));
         }
         if cx.access == Access::Write {
-            return Err(read_only(self.name()));
+            return Err(never_written());
         }
         BochsImage::open(cx.storage).map(|image| Box::new(image) as Box<dyn Image>)
     }

@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::codec::Codec;
 use super::packed::{Block, Blocks, Content, PackedImage};
-use super::{Access, Driver, Image, ImageInfo, OpenContext, OptionSpec, read_only};
+use super::{Access, Driver, Image, ImageInfo, OpenContext, OptionSpec, never_written};
 use crate::num::{len_u64, small, to_usize};
 use crate::storage::Storage;
 use crate::{Error, Result};
@@ -55,7 +55,7 @@ impl Driver for CloopDriver {
             return Err(super::options::unknown(self.name(), name));
         }
         if cx.access == Access::Write {
-            return Err(read_only(self.name()));
+            return Err(never_written());
         }
         open(cx.storage).map(|image| Box::new(image) as Box<dyn Image>)
     }

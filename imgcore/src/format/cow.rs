@@ -12,7 +12,7 @@ use zerocopy::{
 
 use super::{
     Access, BackingRef, Driver, Extent, Granularity, Image, ImageInfo, Mapping, OpenContext,
-    OptionSpec, StorageId, read_only,
+    OptionSpec, StorageId, never_written,
 };
 use crate::num::{GuestOffset, HostOffset, checked_round_up, len_u64, round_down, small};
 use crate::storage::Storage;
@@ -155,7 +155,7 @@ impl Driver for CowDriver {
             return Err(super::options::unknown(self.name(), name));
         }
         if cx.access == Access::Write {
-            return Err(read_only(self.name()));
+            return Err(never_written());
         }
         let header = Header::read(&*cx.storage)?;
         Ok(Box::new(CowImage { storage: cx.storage, header, seen: Mutex::default() }))

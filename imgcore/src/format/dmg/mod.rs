@@ -16,7 +16,7 @@ use zerocopy::FromBytes;
 
 use super::codec::Codec;
 use super::packed::{Block, Blocks, Content, PackedImage};
-use super::{Access, Driver, Image, ImageInfo, OpenContext, OptionSpec, read_only};
+use super::{Access, Driver, Image, ImageInfo, OpenContext, OptionSpec, never_written};
 use crate::num::{len_u64, small};
 use crate::storage::Storage;
 use crate::{Error, Result};
@@ -47,7 +47,7 @@ impl Driver for DmgDriver {
             return Err(super::options::unknown(self.name(), name));
         }
         if cx.access == Access::Write {
-            return Err(read_only(self.name()));
+            return Err(never_written());
         }
         open(cx.storage).map(|image| Box::new(image) as Box<dyn Image>)
     }

@@ -384,6 +384,12 @@ pub fn defaults(b: &mut Builder) -> Result<()> {
             );
         }
     }
+    if b.machine.start_paused && b.machine.monitors.is_empty() {
+        b.warnings.push(
+            "-S: there is no monitor in which somebody could let the guest go on (-monitor, -qmp)"
+                .into(),
+        );
+    }
     let known = |id: &str| b.machine.chardevs.iter().any(|(l, _)| l == id);
     let serial = b.machine.serial.iter().map(|s| ("-serial", s));
     let monitors = b.machine.monitors.iter().map(|m| ("-mon", &m.chardev));

@@ -159,6 +159,24 @@ fn wrapped(text: &str, indent: &str) -> String {
     all
 }
 
+/// A command line in pieces that can be pasted as they are: broken before options, with backslashes.
+fn pasted(line: &str, indent: &str) -> String {
+    let (mut all, mut row) = (String::new(), String::new());
+    for (i, piece) in line.split(" -").enumerate() {
+        let piece = if i == 0 { piece.to_owned() } else { format!("-{piece}") };
+        if !row.is_empty() && indent.len() + row.len() + 1 + piece.len() + 2 > 78 {
+            let _ = writeln!(all, "{indent}{row} \\");
+            row = "  ".into();
+        }
+        if !row.trim().is_empty() {
+            row.push(' ');
+        }
+        row.push_str(&piece);
+    }
+    let _ = writeln!(all, "{indent}{row}");
+    all
+}
+
 /// The text of `-help`: examples, what works, then what does not yet.
 pub fn help() -> String {
     let mut text = format!(
@@ -166,7 +184,7 @@ pub fn help() -> String {
         env!("CARGO_PKG_VERSION")
     );
     for (what, line) in EXAMPLES {
-        let _ = write!(text, "{what}:\n{}", wrapped(line, "    "));
+        let _ = write!(text, "{what}:\n{}", pasted(line, "    "));
     }
     for section in SECTIONS {
         let _ = writeln!(text, "\n{}", section.title);
@@ -207,7 +225,11 @@ pub fn man() -> String {
     ));
     t.push_str("\n.SH EXAMPLES\n");
     for (what, line) in EXAMPLES {
-        let _ = write!(t, ".PP\n{}:\n.PP\n.RS 4\n{}\n.RE\n", roff(what), roff(line));
+        let _ = write!(t, ".PP\n{}:\n.PP\n.RS 4\n.nf\n", roff(what));
+        for row in pasted(line, "").lines() {
+            let _ = writeln!(t, "{}", roff(row));
+        }
+        t.push_str(".fi\n.RE\n");
     }
     for section in SECTIONS {
         let _ = writeln!(t, ".SH {}", roff(&section.title.to_uppercase()));
@@ -397,7 +419,7 @@ mod tests {
         let page = man();
         assert!(page.starts_with(".TH RKVM 1"));
         for line in page.lines().filter(|l| l.starts_with('.')) {
-            let known = [".TH", ".SH", ".B", ".TP", ".PP", ".RS", ".RE"];
+            let known = [".TH", ".SH", ".B", ".TP", ".PP", ".RS", ".RE", ".nf", ".fi"];
             assert!(known.contains(&line.split(' ').next().unwrap()), "{line}");
         }
         assert!(page.contains("\\fB\\-daemonize\\fR") && page.contains("\\fBinfo status\\fR"));

@@ -144,7 +144,7 @@ pub struct MachineConfig {
     pub pvpanic: bool,
     /// Devices on PCI, in the order of their slots.
     pub devices: Vec<DeviceConfig>,
-    /// Folder for temporary overlays; `/var/tmp` when empty.
+    /// Folder for temporary overlays; `/var/tmp`, else `/tmp`, when empty.
     pub scratch: PathBuf,
     /// Whether the process is confined while the machine runs.
     pub sandbox: Sandbox,

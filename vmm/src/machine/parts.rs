@@ -210,9 +210,7 @@ impl Workshop<'_> {
                     queues: queues.unwrap_or(usual).clamp(1, 64),
                     ..shown.clone()
                 };
-                let usual = Path::new("/var/tmp");
-                let scratch = &self.config.scratch;
-                let scratch = if scratch.as_os_str().is_empty() { usual } else { scratch };
+                let scratch = scratch_folder(&self.config.scratch);
                 let opened = crate::block::open::disk(drive, scratch, &mut parts.limits)?;
                 parts.notes.extend(opened.notes);
                 parts.disks.push(DiskPart { device: device.id.clone(), disk: opened.disk.clone() });
@@ -257,6 +255,16 @@ impl Workshop<'_> {
                 console
             }
         })
+    }
+}
+
+/// Where temporary overlays are made. `/tmp` is often memory: it comes last.
+fn scratch_folder(wanted: &Path) -> &Path {
+    let usual = [Path::new("/var/tmp"), Path::new("/tmp")];
+    if wanted.as_os_str().is_empty() {
+        usual.into_iter().find(|p| p.is_dir()).unwrap_or(usual[0])
+    } else {
+        wanted
     }
 }
 

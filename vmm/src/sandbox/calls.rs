@@ -167,6 +167,10 @@ const MACHINE: &[libc::c_long] = &[
     libc::SYS_landlock_add_rule,
 ];
 
+/// Refused to vCPUs and devices without a word: the C library looks at `/sys/devices/system/cpu/online` when
+/// a thread allocates memory for the first time, and goes on without it.
+const QUIET: &[libc::c_long] = &[libc::SYS_open, libc::SYS_openat];
+
 impl Kind {
     const ALL: [Kind; 3] = [Kind::Machine, Kind::Vcpu, Kind::Device];
 
@@ -181,29 +185,49 @@ impl Kind {
     }
 }
 
+/// The filters of one kind of thread; the kernel asks all of them, and the strictest answer counts.
+#[derive(Debug)]
+struct Entry {
+    kind: Kind,
+    programs: Vec<BpfProgram>,
+}
+
 /// Compiled filters.
 #[derive(Debug)]
-pub struct Filters(Vec<(Kind, BpfProgram)>);
+pub struct Filters(Vec<Entry>);
 
-fn compile(kind: Kind) -> Result<BpfProgram> {
+fn program(
+    calls: impl Iterator<Item = libc::c_long>,
+    listed: SeccompAction,
+    others: SeccompAction,
+) -> Result<BpfProgram> {
     let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        kind.calls().map(|call| (call, Vec::new())).collect();
-    let filter =
-        SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64);
-    filter
+        calls.map(|call| (call, Vec::new())).collect();
+    SeccompFilter::new(rules, others, listed, TargetArch::x86_64)
         .and_then(TryInto::<BpfProgram>::try_into)
         .map_err(|e| Error::invalid(format!("seccomp: {e}")))
+}
+
+fn compile(kind: Kind) -> Result<Entry> {
+    let quiet = if kind == Kind::Machine { &[] } else { QUIET };
+    let allowed = kind.calls().chain(quiet.iter().copied());
+    let mut programs = vec![program(allowed, SeccompAction::Allow, SeccompAction::Trap)?];
+    if !quiet.is_empty() {
+        let no = SeccompAction::Errno(libc::EACCES.unsigned_abs());
+        programs.push(program(quiet.iter().copied(), no, SeccompAction::Allow)?);
+    }
+    Ok(Entry { kind, programs })
 }
 
 impl Filters {
     /// For all kinds of threads.
     pub fn new() -> Result<Self> {
-        Kind::ALL.into_iter().map(|k| Ok((k, compile(k)?))).collect::<Result<_>>().map(Filters)
+        Kind::ALL.into_iter().map(compile).collect::<Result<_>>().map(Filters)
     }
 
     /// For one kind.
     pub fn of(kind: Kind) -> Result<Self> {
-        Ok(Filters(vec![(kind, compile(kind)?)]))
+        Ok(Filters(vec![compile(kind)?]))
     }
 
     /// Confines the calling thread.
@@ -211,9 +235,13 @@ impl Filters {
     /// # Errors
     /// When the kernel has no seccomp.
     pub fn enter(&self, kind: Kind) -> Result<()> {
-        let found = self.0.iter().find(|f| f.0 == kind);
-        let (_, program) = found.ok_or_else(|| Error::invalid("no filter for this thread"))?;
-        apply_filter(program).map_err(|e| Error::invalid(format!("seccomp: {e}")))
+        let found = self.0.iter().find(|f| f.kind == kind);
+        let entry = found.ok_or_else(|| Error::invalid("no filter for this thread"))?;
+        // The one that lets calls pass comes last: entering is a call too.
+        for program in entry.programs.iter().rev() {
+            apply_filter(program).map_err(|e| Error::invalid(format!("seccomp: {e}")))?;
+        }
+        Ok(())
     }
 }
 

@@ -33,6 +33,24 @@ pub trait Work: Send {
     fn quiesce(&mut self) {}
 }
 
+/// Whether somebody took notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Yes.
+    Yes,
+    /// Not now.
+    No,
+}
+
+/// Milliseconds between two tries to be heard.
+const SOON: u16 = 2;
+
+/// Whether the thread is told to stop, now or in a few milliseconds.
+fn told_within(stop: &EventFd, milliseconds: u16) -> bool {
+    let mut set = [PollFd::new(crate::fd::of(stop), PollFlags::POLLIN)];
+    matches!(poll(&mut set, PollTimeout::from(milliseconds)), Ok(n) if n > 0)
+}
+
 type Ended = (Box<dyn Work>, Option<Broken>);
 
 /// A running thread.
@@ -42,11 +60,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts. `broken` is called from the thread when the work cannot go on; the thread then waits to be
-    /// stopped.
+    /// Starts. `broken` is called from the thread when the work cannot go on, again and again until it says
+    /// that it was heard or the thread is told to stop: whoever is to hear it may be busy waiting for
+    /// another thread.
     pub fn start(
         mut work: Box<dyn Work>,
-        broken: impl Fn(&Broken) + Send + 'static,
+        broken: impl Fn(&Broken) -> Heard + Send + 'static,
     ) -> Result<Self> {
         let no_event =
             |e: std::io::Error| Error::io(&e).context("cannot create an event descriptor");
@@ -62,7 +81,7 @@ impl Worker {
                 };
                 work.quiesce();
                 if let Some(b) = &result {
-                    broken(b);
+                    while broken(b) == Heard::No && !told_within(&inner, SOON) {}
                 }
                 (work, result)
             })

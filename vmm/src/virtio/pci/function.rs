@@ -22,7 +22,7 @@ use crate::num::{len_u64, low16, put_le};
 use crate::pci::msix::{self, Msix};
 use crate::pci::{BarKind, ConfigSpace, Function, Identity, Placed};
 use crate::virtio::registers::{Registers, status};
-use crate::virtio::worker::{Work, Worker};
+use crate::virtio::worker::{Heard, Work, Worker};
 use crate::virtio::{Activation, ActiveQueue, Settle, VirtioDevice, feature};
 use crate::{Error, Result};
 
@@ -198,11 +198,14 @@ impl VirtioPci {
     fn start(&self, work: Box<dyn Work>) -> Result<Worker> {
         let me = self.me.clone();
         Worker::start(work, move |_broken| {
-            if let Some(me) = me.upgrade() {
-                // Somebody who holds the lock may be waiting for this thread to end.
-                if let Ok(inner) = me.inner.try_lock() {
+            let Some(me) = me.upgrade() else { return Heard::Yes };
+            // Somebody who holds the lock may be waiting for this thread to end.
+            match me.inner.try_lock() {
+                Ok(inner) => {
                     me.needs_reset(inner);
+                    Heard::Yes
                 }
+                Err(_) => Heard::No,
             }
         })
     }

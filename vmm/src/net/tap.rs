@@ -219,6 +219,8 @@ impl NetBackend for Tap {
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => Ok(None),
+            // Detached just now. An interface that is gone shows as an error of the descriptor.
+            Err(e) if e.raw_os_error() == Some(libc::EBADFD) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -227,8 +229,7 @@ impl NetBackend for Tap {
         let skip = if self.vnet_hdr { 0 } else { usize::from(self.header_len) };
         match self.file.write(frame.get(skip..).unwrap_or(&[])) {
             Ok(_) => Ok(true),
-            // Busy, an interface that is down, or a frame that the kernel does not like: dropped.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EBADFD)) => Err(e),
+            // Busy, an interface that is down or detached, or a frame that the kernel does not like: dropped.
             Err(_) => Ok(false),
         }
     }
@@ -239,7 +240,6 @@ impl NetBackend for Tap {
         }
         match frame.write_once(self.file.as_fd()) {
             Ok(_) => Ok(Some(true)),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EBADFD)) => Err(e),
             Err(_) => Ok(Some(false)),
         }
     }

@@ -20,9 +20,25 @@ ip route add 198.51.100.0/24 via 203.0.113.1
 mkdir -p /run/t
 
 fail() { echo "FAILED: $*"; exit 1; }
+# Hides programs of this machine: names.
+hide() {
+    mkdir -p /run/t/upper /run/t/scratch
+    mount -t tmpfs tmpfs /run/t/scratch
+    mkdir /run/t/scratch/upper /run/t/scratch/work
+    mount -t overlay overlay -o lowerdir=/usr/sbin,upperdir=/run/t/scratch/upper,workdir=/run/t/scratch/work /usr/sbin
+    for name; do rm -f "/usr/sbin/$name"; done
+}
+# A server of leases on the other side.
+server() {
+    ip netns exec far dnsmasq --conf-file= --interface=outp --bind-interfaces --except-interface=lo \
+        --dhcp-range=203.0.113.50,203.0.113.60 --dhcp-leasefile=/run/t/far.leases --pid-file=/run/t/far.pid --user=root
+}
+# Waits until a command succeeds.
+until_true() { n=0; until "$@" >/dev/null 2>&1; do n=$((n + 1)); [ $n -lt ${TRIES:-300} ] || fail "never: $*"; sleep 0.1; done; }
+leased() { ip -o -4 addr show dev br0 | grep -q 'inet 203.0.113.[56][0-9]/24'; }
 # Everything a network change could touch.
 state() {
-    ip -o -4 addr; ip -o link show type bridge; ip -br link show dev out; ip route show table all
+    ip -o -4 addr | sed 's/valid_lft.*//'; ip -o -6 addr show scope global; ip -o link show type bridge; ip -br link show dev out; ip route show table all
     nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; { ls /run | grep -v '^t$\|netns\|mount' || true; }; pgrep -x dnsmasq || true
 }
 same() { state > /run/t/after; diff /run/t/before /run/t/after || fail "$1: not as before"; }
@@ -103,8 +119,141 @@ S
     sed -i 's/packets [0-9]* bytes [0-9]*/C/' /run/t/before
     state | sed 's/packets [0-9]* bytes [0-9]*/C/' > /run/t/after
     diff /run/t/before /run/t/after || fail "docker: not as before" ;;
+legacy)
+    # What Docker does where iptables is the old one, which nft does not show.
+    iptables-legacy -N DOCKER-USER
+    iptables-legacy -P FORWARD DROP
+    iptables-legacy -A FORWARD -j DOCKER-USER
+    ip6tables-legacy -P FORWARD DROP
+    rules() { iptables-legacy -S; ip6tables-legacy -S; }
+    rules > /run/t/rules
+    state > /run/t/before
+    "$R" net nat virbr0 --yes </dev/null >/dev/null
+    guest g1
+    "$R" ifup g1 --bridge virbr0
+    ip -n g1 addr add 192.168.122.7/24 dev eth0
+    ip -n g1 route add default via 192.168.122.1
+    reach g1 203.0.113.1
+    [ "$(iptables-legacy -S DOCKER-USER | grep -c rhostprep:virbr0)" = 2 ] || fail "no rules in DOCKER-USER"
+    [ "$(ip6tables-legacy -S FORWARD | grep -c rhostprep:virbr0)" = 2 ] || fail "no rules for IPv6"
+    iptables-legacy -S | grep -q -- '-P FORWARD DROP' || fail "the policy was flipped"
+    "$R" net remove virbr0 >/dev/null
+    ip link del g1
+    rules | diff /run/t/rules - || fail "rules stayed"
+    same legacy ;;
+routed)
+    "$R" net routed rt0 --subnet 192.168.77.0/24 --subnet6 2001:db8:77::/64 --dhcp --yes </dev/null >/dev/null
+    "$R" net routed rt0 --subnet 192.168.77.0/24 --subnet6 2001:db8:77::/64 --dhcp --yes </dev/null | grep -q 'nothing to do' || fail "not idempotent"
+    "$R" net routed rt1 --subnet 192.168.78.0/24 --subnet6 2001:db8:77::/64 --yes 2>/dev/null </dev/null && fail "overlap was taken"
+    "$R" net nat n1 --subnet 192.168.78.0/24 --subnet6 2001:db8:78::/64 --yes 2>/dev/null </dev/null && fail "IPv6 behind NAT was taken"
+    "$R" net show | grep -q 'network rt0: routed 192.168.77.0/24 2001:db8:77::/64, DHCP' || fail "not shown"
+    guest g1
+    "$R" ifup g1 --bridge rt0
+    # It asks for advertisements when its interface comes up.
+    ip -n g1 link set eth0 down
+    ip -n g1 link set eth0 up
+    ip -n g1 addr add 192.168.77.5/24 dev eth0
+    ip -n g1 route add default via 192.168.77.1
+    # The others need a route back, as the plan says; guests are reached under their own addresses.
+    ip -n far route add 192.168.77.0/24 via 203.0.113.2
+    reach g1 203.0.113.1
+    reach far 192.168.77.5
+    nft list ruleset | grep -q masquerade && fail "a routed network is not translated"
+    # A guest makes its own IPv6 address of the advertised prefix.
+    until_true sh -c 'ip -n g1 -6 addr show dev eth0 | grep -q "inet6 2001:db8:77:.*dynamic"'
+    # Neighbours of forwarded packets are asked for from a link-local address.
+    ip -6 addr add fe80::2/64 dev out nodad
+    ip -6 addr add 2001:db8:aa::2/64 dev out nodad
+    ip -n far addr add 2001:db8:aa::1/64 dev outp nodad
+    ip -n far route add 2001:db8:77::/64 via 2001:db8:aa::2
+    until_true ip netns exec g1 ping -6 -q -c1 -W2 2001:db8:aa::1
+    ip -6 addr flush dev out
+    # After a restart what is written down is there, and what the kernel held is not: asked for again it comes back.
+    ip link del g1; ip link del rt0; nft delete table inet rhostprep_rt0; rm /run/rhostprep-rt0.up; pkill -x dnsmasq
+    echo 0 > /proc/sys/net/ipv4/ip_forward
+    until_true sh -c '! pgrep -x dnsmasq'
+    "$R" net routed rt0 --subnet 192.168.77.0/24 --subnet6 2001:db8:77::/64 --dhcp --yes </dev/null >/dev/null
+    [ -e /sys/class/net/rt0 ] && pgrep -x dnsmasq >/dev/null || fail "not made again"
+    "$R" net remove rt0 >/dev/null
+    same routed ;;
+accept_ra)
+    # The only default route of IPv6 comes by advertisement: forwarding must not cost it.
+    ip -6 addr add 2001:db8:aa::2/64 dev out nodad
+    ip -6 route add default via 2001:db8:aa::1 dev out
+    echo 1 > /proc/sys/net/ipv6/conf/out/accept_ra
+    state > /run/t/before
+    "$R" net routed rt0 --subnet 192.168.77.0/24 --subnet6 2001:db8:77::/64 --yes </dev/null >/dev/null
+    [ "$(cat /proc/sys/net/ipv6/conf/out/accept_ra)" = 2 ] || fail "advertisements would be ignored"
+    [ "$(cat /proc/sys/net/ipv6/conf/all/forwarding)" = 1 ] || fail "IPv6 is not forwarded"
+    "$R" net remove rt0 >/dev/null
+    [ "$(cat /proc/sys/net/ipv6/conf/out/accept_ra)" = 1 ] || fail "accept_ra stayed"
+    same accept_ra ;;
+six)
+    ip -6 addr add 2001:db8:aa::2/64 dev out nodad
+    ip -6 route add default via 2001:db8:aa::1 dev out metric 55
+    ip -6 route add 2001:db8:cc::/48 via 2001:db8:aa::9 dev out
+    ip -n far addr add 2001:db8:aa::1/64 dev outp nodad
+    state > /run/t/before
+    "$R" net bridge br0 --port out --address 2001:db8:bb::5/64 --yes </dev/null >/dev/null
+    ip -6 addr show dev br0 | grep -q 2001:db8:aa::2/64 || fail "the address did not move"
+    ip -6 addr show dev br0 | grep -q 2001:db8:bb::5/64 || fail "the wanted address is not there"
+    ip -6 addr show dev out scope global | grep -q . && fail "the port kept an address"
+    ip -6 route show default | grep -q 'via 2001:db8:aa::1 dev br0 metric 55' || fail "the default route did not move"
+    ip -6 route show | grep -q '2001:db8:cc::/48 via 2001:db8:aa::9 dev br0' || fail "a route did not move"
+    ip -6 route show dev out | grep -v fe80 | grep -q . && fail "a route stayed: $(ip -6 route show dev out)"
+    timeout 5 ping -6 -q -c1 -W2 2001:db8:aa::1 >/dev/null || fail "cut off"
+    "$R" net show | grep br0 | grep -q 2001:db8:aa::2/64 || fail "not shown"
+    "$R" net remove br0 >/dev/null
+    until_true sh -c '! ip -6 addr show tentative | grep -q .'
+    timeout 5 ping -6 -q -c1 -W2 2001:db8:aa::1 >/dev/null || fail "cut off after removal"
+    same six ;;
+dhclient | udhcpc | networkd)
+    server
+    ip addr flush dev out
+    case $2 in
+    udhcpc) hide dhclient ;;
+    networkd)
+        hide dhclient udhcpc
+        mkdir -p /run/dbus
+        cat > /run/t/bus.conf <<'S'
+<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>
+S
+        dbus-daemon --config-file=/run/t/bus.conf --fork --nopidfile
+        mkdir -p /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
+        chown -R systemd-network:systemd-network /run/systemd/netif
+        # Devices are not waited for (by way of udev) where /sys cannot be written.
+        mount -o remount,ro /sys
+        /lib/systemd/systemd-networkd >/run/t/networkd 2>&1 </dev/null &
+        until_true networkctl --no-pager list ;;
+    esac
+    state > /run/t/before
+    "$R" net bridge br0 --port out --address dhcp --yes </dev/null >/run/t/log || { cat /run/t/log; fail "no bridge"; }
+    grep -q "$2" /run/t/log || { cat /run/t/log; fail "another client was taken"; }
+    until_true leased
+    until_true ping -q -c1 -W2 203.0.113.1
+    ip route show default | grep -q 'via 203.0.113.1 dev br0' || fail "no default route"
+    "$R" net bridge br0 --port out --address dhcp --yes </dev/null | grep -q 'nothing to do' || fail "not idempotent"
+    "$R" net remove br0 >/dev/null
+    [ $2 = networkd ] || { pgrep -x $2 && fail "the client still runs"; }
+    same $2
+    # Nobody answers: everything is as it was.
+    if [ $2 != networkd ]; then
+        ip netns exec far sh -c 'kill $(cat /run/t/far.pid)'
+        until_true sh -c '! pgrep -x dnsmasq'
+        state > /run/t/before
+        "$R" net bridge br0 --port out --address dhcp --yes </dev/null >/dev/null 2>/run/t/log && fail "no lease, and no error"
+        grep -q 'everything is as it was' /run/t/log || fail "$(cat /run/t/log)"
+        same "$2 without an answer"
+    fi ;;
+no-client)
+    hide dhclient udhcpc
+    "$R" net bridge br0 --port out --address dhcp --yes </dev/null 2>/run/t/log && fail "no client, and no error"
+    grep -q 'remedy:.*isc-dhcp-client' /run/t/log || fail "no remedy: $(cat /run/t/log)"
+    same no-client ;;
 bridge)
     mac=$(cat /sys/class/net/out/address)
+    [ -z "$("$R" net bridge br0 --port out --dry-run </dev/null | grep -x done)" ] && same "dry run"
     "$R" net bridge br0 --port out --yes </dev/null >/dev/null
     ip -o -4 addr show dev br0 | grep -q 203.0.113.2/24 || fail "the address did not move"
     ip -o -4 addr show dev out | grep -q . && fail "the port kept an address"

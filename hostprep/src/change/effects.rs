@@ -4,17 +4,20 @@
 //! called between any two system calls that matter, so that tests can end the process there.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::error::{Error, Result};
 use crate::net::NetBackend;
 
+use super::journal::Lock;
 use super::kernel;
+use super::program::Programs;
 
 /// What only a kernel, or a program, can do.
 pub trait Effects {
     /// The folder below which paths are meant.
     fn root(&self) -> &Path;
+    /// Whatever is started from now on holds the lock of changes too; None when the change is over.
+    fn hold(&mut self, _lock: Option<Lock>) {}
     /// Called between any two steps.
     fn checkpoint(&mut self, _what: &str) {}
     /// Writes a value to a kernel file: one write call, no rename, as these are not ordinary files.
@@ -40,42 +43,21 @@ pub trait Effects {
     fn net(&mut self) -> Option<&mut dyn NetBackend>;
 }
 
-/// Runs a program with nothing of the caller's environment but PATH.
-pub(crate) fn run_program(command: &[String]) -> Result<()> {
-    let [program, arguments @ ..] = command else {
-        return Err(Error::usage("no program given"));
-    };
-    let output = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C")
-        .stdin(std::process::Stdio::null())
-        .output()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::host(format!("the program {program} is not installed"))
-                    .remedy(format!("install the package that has {program}"))
-            }
-            _ => Error::io(format!("{program} cannot be run"), Path::new(program), error),
-        })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::host(format!("`{}` failed: {}", command.join(" "), said.trim())))
-}
-
 /// This machine.
 pub struct System {
     root: PathBuf,
+    programs: Programs,
     net: crate::net::Kernel,
 }
 
 impl System {
     /// This machine, files below `/`.
     pub fn new() -> Self {
-        Self { root: PathBuf::from("/"), net: crate::net::Kernel }
+        Self {
+            root: PathBuf::from("/"),
+            programs: Programs::default(),
+            net: crate::net::Kernel::default(),
+        }
     }
 }
 
@@ -90,14 +72,20 @@ impl Effects for System {
         &self.root
     }
 
+    fn hold(&mut self, lock: Option<Lock>) {
+        self.net.hold(lock.clone());
+        self.programs.hold(lock);
+    }
+
     fn load_module(&mut self, name: &str, parameters: &[(String, String)]) -> Result<()> {
         let mut command = vec!["modprobe".to_owned(), "--".to_owned(), name.to_owned()];
         command.extend(parameters.iter().map(|(key, value)| format!("{key}={value}")));
-        run_program(&command)
+        self.programs.run(&command)
     }
 
     fn unload_module(&mut self, name: &str) -> Result<()> {
-        run_program(&["modprobe".into(), "-r".into(), "--".into(), name.into()]).map_err(|error| {
+        let command = ["modprobe", "-r", "--", name].map(str::to_owned);
+        self.programs.run(&command).map_err(|error| {
             Error::host(error.to_string())
                 .remedy("stop all guests that use it, or restart the host")
         })
@@ -120,7 +108,7 @@ impl Effects for System {
     }
 
     fn run(&mut self, command: &[String]) -> Result<()> {
-        run_program(command)
+        self.programs.run(command)
     }
 
     fn net(&mut self) -> Option<&mut dyn NetBackend> {

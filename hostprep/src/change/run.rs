@@ -36,8 +36,24 @@ pub fn apply(effects: &mut dyn Effects, plan: &Plan, progress: Progress) -> Resu
     if plan.actions.is_empty() {
         return Ok(Applied::NothingToDo);
     }
+    locked(effects, |effects| apply_locked(effects, plan, progress))
+}
+
+/// Does something while we, and all programs started by it, hold the lock.
+fn locked<T>(
+    effects: &mut dyn Effects,
+    work: impl FnOnce(&mut dyn Effects) -> Result<T>,
+) -> Result<T> {
+    let lock = journal::lock(effects.root())?;
+    effects.hold(Some(lock.clone()));
+    let result = work(effects);
+    effects.hold(None);
+    drop(lock);
+    result
+}
+
+fn apply_locked(effects: &mut dyn Effects, plan: &Plan, progress: Progress) -> Result<Applied> {
     let root = effects.root().to_path_buf();
-    let _lock = journal::lock(&root)?;
     for id in journal::names(&root) {
         let old = Journal::load(&root, &id)?;
         if let JournalState::Interrupted(_) | JournalState::HalfUndone = old.state() {
@@ -92,8 +108,11 @@ pub fn list(root: &std::path::Path) -> Result<Vec<Journal>> {
 
 /// Undoes a journal, the newest that is not undone when none is named. Returns its number.
 pub fn undo(effects: &mut dyn Effects, id: Option<&str>, force: Force) -> Result<String> {
+    locked(effects, |effects| undo_locked(effects, id, force))
+}
+
+fn undo_locked(effects: &mut dyn Effects, id: Option<&str>, force: Force) -> Result<String> {
     let root = effects.root().to_path_buf();
-    let _lock = journal::lock(&root)?;
     let id = match id {
         Some(id) => id.to_owned(),
         None => {

@@ -50,3 +50,13 @@ pub fn remove(path: &str) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// Writes a file that is gone after a restart, and its folder.
+pub fn write(path: &str, text: &str) -> Result<()> {
+    let place = Path::new(path);
+    let fail = |error| Error::io("cannot be written", place, error);
+    if let Some(folder) = place.parent() {
+        std::fs::create_dir_all(folder).map_err(fail)?;
+    }
+    std::fs::write(place, text).map_err(fail)
+}

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::action::Action;
-use super::diff;
+use super::{boot, diff};
 use crate::error::Result;
 use crate::host::Host;
 
@@ -21,6 +21,12 @@ fn shown(host: &Host, path: &str) -> Option<String> {
     let text = host.text(path)?;
     let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     Some(chosen.map_or(text.clone(), |(word, _)| word.to_owned()))
+}
+
+/// Controllers that are on for the groups below.
+pub fn controllers(host: &Host, path: &str) -> Vec<String> {
+    let text = host.text(path).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Whether it is so already.
@@ -46,12 +52,10 @@ pub fn is_so(host: &Host, action: &Action) -> bool {
             host.mounts().iter().any(|mount| mount.point == *point && mount.kind == *kind)
         }
         Action::Swap { path, .. } => host.swaps().iter().any(|swap| swap.name == *path),
-        // A tool follows the files before it; alone it is needed when its words are missing.
-        Action::Tool { rewrites, expect, .. } => expect.iter().all(|word| {
-            rewrites
-                .iter()
-                .any(|path| host.read(path).is_ok_and(|text| text.contains(word.as_str())))
-        }),
+        Action::Tool { rewrites: files, expect, .. } | Action::BootEntries { files, expect } => {
+            boot::check(host, files, expect).is_ok()
+        }
+        Action::Controller { path, name } => controllers(host, path).contains(name),
         Action::Net(_) => false,
     }
 }
@@ -133,8 +137,16 @@ pub fn describe(host: &Host, action: &Action) -> String {
             format!("make the swap file {path} of {} and use it", crate::units::show_size(*size))
         }
         Action::Tool { command, rewrites, .. } => {
-            format!("run {} (rewrites {})", command.join(" "), rewrites.join(", "))
+            format!(
+                "run {} (rewrites {}), then read every boot entry back",
+                command.join(" "),
+                rewrites.join(", ")
+            )
         }
+        Action::BootEntries { files, expect } => {
+            format!("read {} back: each must parse and hold {}", files.join(", "), expect.join(" "))
+        }
+        Action::Controller { path, name } => format!("switch {name} on in {path}"),
         Action::Net(change) => change.describe(),
     }
 }
@@ -155,6 +167,8 @@ fn describe_undo(host: &Host, action: &Action) -> String {
         Action::Swap { size: 0, .. } => "stop using it and put its first page back".into(),
         Action::Swap { .. } => "stop using it and remove it".into(),
         Action::Tool { .. } => "put the old files back".into(),
+        Action::BootEntries { .. } => "nothing".into(),
+        Action::Controller { .. } => "switch it off".into(),
         Action::Net(change) => change.describe_undo(),
     }
 }

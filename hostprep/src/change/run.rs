@@ -1,10 +1,11 @@
 //! Doing a plan and undoing it.
 
 use super::action::{Action, Before, Compaction};
+use super::boot;
 use super::effects::Effects;
 use super::files;
 use super::journal::{self, Journal, JournalState, Record};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::swap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hex;
@@ -201,6 +202,10 @@ fn remember(effects: &mut dyn Effects, action: &Action) -> Result<Before> {
             files: rewrites.iter().map(state).collect::<Result<_>>()?,
             made: Vec::new(),
         }),
+        Action::BootEntries { .. } => Ok(Before::Nothing),
+        Action::Controller { path, name } => {
+            Ok(Before::Controller { on: plan::controllers(&look(effects), path).contains(name) })
+        }
         Action::Value { path, .. } => Ok(Before::Value { value: value_now(effects, path)? }),
         Action::Mode { path, .. } => {
             let stat = look(effects).stat(path).ok_or_else(|| {
@@ -292,27 +297,38 @@ fn perform(effects: &mut dyn Effects, action: &Action, before: &Before, tag: &st
         (Action::Tool { command, rewrites, expect }, _) => {
             effects.checkpoint("run tool");
             effects.run(command)?;
-            let host = look(effects);
-            let found = expect.iter().all(|word| {
-                rewrites
-                    .iter()
-                    .any(|path| host.read(path).is_ok_and(|text| text.contains(word.as_str())))
-            });
-            if found {
-                return Ok(());
+            boot::check(&look(effects), rewrites, expect).map_err(|error| {
+                let text = format!("`{}` ended well, but: {error}", command.join(" "));
+                let remedy = "use the distribution's own way to set kernel options";
+                Error::new(error.kind(), text).remedy(error.remedy_text().unwrap_or(remedy))
+            })
+        }
+        (Action::BootEntries { files, expect }, _) => boot::check(&look(effects), files, expect),
+        (Action::Controller { path, name }, Before::Controller { on }) => {
+            if *on {
+                Ok(())
+            } else {
+                write_value(effects, path, &format!("+{name}"))
             }
-            Err(Error::host(format!(
-                "`{}` ended well, but {} is in none of its files",
-                command.join(" "),
-                expect.join(", ")
-            )))
         }
         (Action::Value { path, value, compaction: Compaction::AndRetry }, before) => {
             fill_pool(effects, path, value, before)
         }
-        (Action::Value { path, value, .. }, _) => write_value(effects, path, value),
+        (Action::Value { path, value, .. }, _) => {
+            write_value(effects, path, value)?;
+            taken(effects, path)
+        }
         (Action::Mode { path, mode, group }, _) => set_mode(effects, path, *mode, *group),
-        (Action::Folder { path }, _) => files::make_folders(effects, std::slice::from_ref(path)),
+        (Action::Folder { path }, _) => {
+            let place = files::place(effects.root(), path)?;
+            effects.checkpoint("make group");
+            match effects.make_group(&place) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    Err(Error::io("the group cannot be made", &place, error))
+                }
+                _ => Ok(()),
+            }
+        }
         (Action::Module { name, parameters }, Before::Module { loaded, .. }) => {
             if *loaded {
                 effects.checkpoint("unload module");
@@ -337,6 +353,20 @@ fn perform(effects: &mut dyn Effects, action: &Action, before: &Before, tag: &st
         },
         _ => Err(Error::new(ErrorKind::Damaged, "journal and action do not belong together")),
     }
+}
+
+/// A cpuset partition takes any value, and says afterwards that it is not valid and why (cgroup-v2.rst).
+fn taken(effects: &dyn Effects, path: &str) -> Result<()> {
+    if !path.ends_with("/cpuset.cpus.partition") {
+        return Ok(());
+    }
+    let now = value_now(effects, path)?;
+    if !now.contains("invalid") {
+        return Ok(());
+    }
+    Err(Error::host(format!("the kernel does not isolate these CPUs: {now}"))
+        .at(path)
+        .remedy("another control group may hold them (cpuset.cpus.exclusive); use isolcpus= instead: leave --cpuset away"))
 }
 
 fn set_mode(effects: &mut dyn Effects, path: &str, mode: u32, group: u32) -> Result<()> {
@@ -393,12 +423,23 @@ fn restore(effects: &mut dyn Effects, action: &Action, before: &Before, tag: &st
             // A device that has gone has no rights to restore.
             if look(effects).exists(path) { set_mode(effects, path, *mode, *group) } else { Ok(()) }
         }
-        (Action::Folder { path }, Before::Folder { there }) => {
-            if *there {
-                Ok(())
-            } else {
-                files::remove_folders(effects, std::slice::from_ref(path))
+        (Action::BootEntries { .. }, Before::Nothing) => Ok(()),
+        (Action::Controller { path, name }, Before::Controller { on }) => {
+            if *on || !plan::controllers(&look(effects), path).contains(name) {
+                return Ok(());
             }
+            write_value(effects, path, &format!("-{name}"))
+        }
+        (Action::Folder { path }, Before::Folder { there }) => {
+            if *there || !look(effects).exists(path) {
+                return Ok(());
+            }
+            let place = files::place(effects.root(), path)?;
+            effects.checkpoint("remove group");
+            effects.remove_group(&place).map_err(|error| {
+                Error::io("the group cannot be removed", &place, error)
+                    .remedy("end or move the processes in its cgroup.procs first")
+            })
         }
         (Action::Module { name, .. }, Before::Module { loaded, parameters }) => {
             let now = look(effects).has_module(name);

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use super::lock::{FileLock, LockSet};
 use super::sparse::{self, Outcome};
@@ -70,12 +70,16 @@ pub struct FileStorage {
     align: u32,
     /// Serialises read-modify-write of unaligned requests under `O_DIRECT`.
     bounce: Mutex<()>,
+    /// Whether reserving blocks makes writes cheaper; found out at the first large write.
+    reserves: OnceLock<bool>,
     /// QEMU's locks, once taken.
     lock: Mutex<Option<FileLock>>,
 }
 
 /// Alignment of `O_DIRECT` buffers in memory; a page suits every device.
 const MEMORY_ALIGN: usize = 4096;
+/// Shortest write that is worth a call to reserve its blocks.
+const RESERVE_MIN: u64 = 256 << 10;
 /// Largest piece of a bounced or zero-filled transfer.
 const PIECE: usize = 1 << 20;
 
@@ -139,7 +143,8 @@ impl FileStorage {
             (false, _) => 1,
         };
         let (bounce, lock) = (Mutex::new(()), Mutex::new(None));
-        Ok(FileStorage { file, name, options, device, align, bounce, lock })
+        let reserves = OnceLock::new();
+        Ok(FileStorage { file, name, options, device, align, bounce, reserves, lock })
     }
 
     /// Takes QEMU's locks on the file, or goes over to another set of them. `shown` is the image as
@@ -359,6 +364,18 @@ impl Storage for FileStorage {
             return Ok(());
         }
         self.sync()
+    }
+
+    /// Reserves the blocks on ext4. Without that it keeps a book of every single block until it is
+    /// written out, which costs a quarter of a buffered copy; other file systems keep books by extents
+    /// (or, as tmpfs, would fill the blocks with zeroes first).
+    fn expect_write(&self, offset: u64, len: u64) {
+        if len < RESERVE_MIN || self.device || self.options.cache.direct() {
+            return;
+        }
+        if *self.reserves.get_or_init(|| sparse::on_ext4(&self.file)) {
+            let _ = sparse::reserve_inside(&self.file, offset, len);
+        }
     }
 
     fn begin_writeback(&self) {

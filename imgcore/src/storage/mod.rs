@@ -115,6 +115,10 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Returns when everything written so far is on stable storage.
     fn flush(&self) -> Result<()>;
 
+    /// Says that `len` bytes at `offset` are about to be written, where that makes the write cheaper.
+    /// Advice: nothing that can be read changes, and failing is no error (the write will tell).
+    fn expect_write(&self, _offset: u64, _len: u64) {}
+
     /// Lets the system begin to write out what was written so far, without waiting: a flush later on
     /// then has less to wait for. May do nothing.
     fn begin_writeback(&self) {}

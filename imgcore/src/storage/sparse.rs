@@ -76,6 +76,17 @@ pub fn reserve(file: &File, offset: u64, len: u64) -> Result<Outcome> {
     allocate(file, FallocateFlags::empty(), offset, len)
 }
 
+/// Reserves blocks for a range and leaves the file's length alone.
+pub fn reserve_inside(file: &File, offset: u64, len: u64) -> Result<Outcome> {
+    allocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+/// Whether the file lies on ext2, ext3 or ext4, which share one number.
+pub fn on_ext4(file: &File) -> bool {
+    nix::sys::statfs::fstatfs(file)
+        .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::EXT4_SUPER_MAGIC)
+}
+
 /// Whether data or a hole lies at `offset`, and how far (at most `len`). File systems that do not
 /// know holes report data.
 pub fn extent_at(file: &File, offset: u64, len: u64) -> Result<HostExtent> {

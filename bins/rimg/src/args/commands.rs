@@ -272,7 +272,7 @@ const CONVERT: Command = Command {
         val(Some('r'), "rate", "RATE", "At most RATE bytes a second")
             .also(&["rate-limit"])
             .under("Speed"),
-        val(Some('m'), "parallel", "N", "Use N threads, 1 to 16 (default: one per core)")
+        val(Some('m'), "parallel", "N", "Use N threads, 1 to 16 (default: as many as keep up)")
             .under("Speed"),
         flag(Some('W'), "oob-writes", "Accepted; writes are in any order already").under("Speed"),
         flag(Some('C'), "copy-range-offloading", "Let the kernel copy (copy_file_range)")

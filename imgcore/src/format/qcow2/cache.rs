@@ -8,6 +8,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use foldhash::fast::RandomState;
+
 use crate::Result;
 use crate::num::{len_u64, round_down, small};
 use crate::storage::Storage;
@@ -28,7 +30,8 @@ struct Slot {
 pub struct SliceCache {
     slice: u64,
     capacity: usize,
-    slots: HashMap<u64, Slot>,
+    /// Hashed with a seed of its own: offsets are chosen by whoever made the image.
+    slots: HashMap<u64, Slot, RandomState>,
     clock: VecDeque<u64>,
     dirty: usize,
 }
@@ -38,7 +41,7 @@ impl SliceCache {
     pub fn new(table: u64, bytes: u64) -> Self {
         let slice = table.min(MAX_SLICE);
         let capacity = small(bytes / slice).max(16);
-        SliceCache { slice, capacity, slots: HashMap::new(), clock: VecDeque::new(), dirty: 0 }
+        SliceCache { slice, capacity, slots: HashMap::default(), clock: VecDeque::new(), dirty: 0 }
     }
 
     /// Bytes of a slice.
@@ -56,8 +59,7 @@ impl SliceCache {
 
     /// As [`SliceCache::peek`], reading it first if necessary. The caller made room.
     pub fn load(&mut self, storage: &dyn Storage, at: u64) -> Result<(&[u8], usize)> {
-        let start = round_down(at, self.slice);
-        self.fetch(storage, start)?;
+        self.fetch(storage, round_down(at, self.slice))?;
         self.peek(at).ok_or_else(|| crate::Error::corrupt("table slice vanished"))
     }
 

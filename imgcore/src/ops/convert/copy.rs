@@ -6,14 +6,17 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Scope;
 
 use super::super::Job;
 use super::super::parallel::{Failure, Turns, lock};
 use super::super::rate::Rate;
+use super::super::source::Origin;
 use super::feed::{Chunk, Feed, Part, Rules, Span, Status, Work};
 use super::options::{Offload, OnReadError};
 use super::place::{Places, Write};
 use super::scan::{Sparse, push};
+use super::workers::Workers;
 use crate::Result;
 use crate::format::{Encoded, Encoder, Level, ZeroSpace, check_cancelled};
 use crate::graph::Node;
@@ -22,6 +25,8 @@ use crate::storage::zero::is_zero;
 use crate::storage::{AlignedBuf, CopyKind};
 
 const SECTOR: usize = 512;
+/// Bytes read at a time.
+const PIECE: u64 = 256 << 10;
 /// Bytes written between two calls that start the disk working on them.
 const WRITEBACK: u64 = 16 << 20;
 
@@ -36,6 +41,8 @@ pub(super) struct Copy<'a> {
     pub step: u64,
     /// Unit of encoded writing, if the output is compressed.
     pub encode: Option<(u64, Level)>,
+    /// How many threads there are.
+    pub workers: Workers,
     pub on_read_error: OnReadError,
     pub offload: Offload,
     /// Still worth trying.
@@ -78,22 +85,18 @@ struct Bench {
 }
 
 impl Copy<'_> {
-    /// Copies everything with so many threads.
-    pub fn run(self, threads: usize) -> (Result<()>, Counters) {
-        if threads < 2 {
-            self.work();
-        } else {
-            std::thread::scope(|scope| {
-                for _ in 1..threads {
-                    scope.spawn(|| self.work());
-                }
-                self.work();
-            });
-        }
-        (self.failure.into_result(), self.counters)
+    /// Copies everything. The outcome, what was done, and how many threads it took in the end.
+    pub fn run(self) -> (Result<()>, Counters, usize) {
+        std::thread::scope(|scope| {
+            for _ in 1..self.workers.running() {
+                scope.spawn(|| self.work(scope));
+            }
+            self.work(scope);
+        });
+        (self.failure.into_result(), self.counters, self.workers.running())
     }
 
-    fn work(&self) {
+    fn work<'s>(&'s self, scope: &'s Scope<'s, '_>) {
         let chunk = small(self.rules.chunk);
         // The last unit of the disk may reach beyond its end.
         let room = chunk + small(self.rules.unit);
@@ -116,7 +119,7 @@ impl Copy<'_> {
             let result = match next {
                 Ok(None) => return,
                 Ok(Some(chunk)) => check_cancelled(self.job.watcher)
-                    .and_then(|()| self.do_chunk(&chunk, &mut bench)),
+                    .and_then(|()| self.do_chunk(&chunk, &mut bench, scope)),
                 Err(e) => Err(e),
             };
             if let Err(e) = result {
@@ -130,7 +133,12 @@ impl Copy<'_> {
         }
     }
 
-    fn do_chunk(&self, chunk: &Chunk, bench: &mut Bench) -> Result<()> {
+    fn do_chunk<'s>(
+        &'s self,
+        chunk: &Chunk,
+        bench: &mut Bench,
+        scope: &'s Scope<'s, '_>,
+    ) -> Result<()> {
         match &chunk.work {
             Work::Zero => {
                 if self.turns.wait(chunk.ticket) {
@@ -147,7 +155,12 @@ impl Copy<'_> {
                 if self.copy_offloaded(chunk, parts, bench)? {
                     return Ok(());
                 }
+                let started = self.workers.before_read();
                 self.fill(chunk, parts, bench)?;
+                let decoded = parts.iter().any(|p| p.run.origin == Origin::Encoded);
+                for _ in 0..self.workers.after_read(&started, chunk.len, decoded) {
+                    scope.spawn(|| self.work(scope));
+                }
                 self.copy_plain(chunk, parts, bench)
             }
         }
@@ -161,13 +174,21 @@ impl Copy<'_> {
     /// end of the disk and the end of its last unit.
     fn fill(&self, chunk: &Chunk, parts: &[Part], bench: &mut Bench) -> Result<()> {
         let mixed = self.rules.has_backing && parts.iter().any(|p| p.status != Status::Backing);
-        let buf = bench.buf.bytes();
+        let Bench { buf, data, .. } = bench;
+        let buf = buf.bytes();
         let mut read = 0;
+        data.clear();
         for part in parts {
             let start = small(part.at - chunk.at);
             let area = &mut buf[start..start + small(part.len)];
             match part.status {
-                Status::Zero => area.fill(0),
+                Status::Zero => {
+                    area.fill(0);
+                    // Known zeroes stay zeroes, however short.
+                    if self.rules.dense {
+                        self.look(area, part.at, start, data);
+                    }
+                }
                 Status::Backing if self.encode.is_none() => match self.target.backing() {
                     Some(below) if mixed => {
                         read_within(below, part.at, area).map_err(|e| read_error(part.at, e))?;
@@ -175,7 +196,17 @@ impl Copy<'_> {
                     _ => area.fill(0),
                 },
                 Status::Backing | Status::Data => {
-                    self.read(part, area)?;
+                    let mut done = 0;
+                    while done < area.len() {
+                        let len = self.piece(part.at + len_u64(done)).min(area.len() - done);
+                        let piece = &mut area[done..done + len];
+                        let part = part.inside(len_u64(done), len_u64(len));
+                        self.read(&part, piece)?;
+                        if part.status == Status::Data {
+                            self.look(piece, part.at, start + done, data);
+                        }
+                        done += len;
+                    }
                     read += part.len;
                 }
             }
@@ -186,6 +217,20 @@ impl Copy<'_> {
         buf[len..end].fill(0);
         self.counters.read.fetch_add(read, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Bytes to read at `at` before they are looked at, while they are in the second-level cache. Aligned
+    /// blocks stay whole; where runs of zeroes are longer than those, nothing is cut.
+    fn piece(&self, at: u64) -> usize {
+        let Sparse { min, align } = self.sparse;
+        if min == 0 || min == align { small(round_up(at + PIECE, align) - at) } else { usize::MAX }
+    }
+
+    /// Appends what is data by the rule for zeroes. What will be encoded is looked at by units.
+    fn look(&self, bytes: &[u8], at: u64, start: usize, data: &mut Vec<(usize, usize)>) {
+        if self.encode.is_none() {
+            self.sparse.data_runs(bytes, at, start, data);
+        }
     }
 
     fn read(&self, part: &Part, area: &mut [u8]) -> Result<()> {
@@ -222,10 +267,9 @@ impl Copy<'_> {
         }
     }
 
-    /// Decides what is data and what is zero, in `bench.data`, `bench.units` and `bench.zeroes`.
+    /// Rounds what was found to be data to units, in `bench.units` and `bench.zeroes`.
     fn scan(&self, chunk: &Chunk, parts: &[Part], bench: &mut Bench) {
         let Bench { buf, data, units, zeroes, .. } = bench;
-        data.clear();
         units.clear();
         zeroes.clear();
         let buf = buf.bytes();
@@ -233,10 +277,6 @@ impl Copy<'_> {
         for part in parts.iter().filter(|p| p.status != Status::Backing) {
             let (start, len) = (small(part.at - chunk.at), small(part.len));
             push(&mut known, start, len);
-            // Known zeroes stay zeroes, however short.
-            if part.status == Status::Data || self.rules.dense {
-                self.sparse.data_runs(&buf[start..start + len], part.at, start, data);
-            }
         }
         let unit = small(self.step);
         let plain = known.len() == 1 && known[0] == (0, small(chunk.len));
@@ -326,6 +366,7 @@ impl Copy<'_> {
         let written = bench.places.write_all(image, chunk.at, |storage, write: &Write| {
             let bytes = &buf[write.from..write.from + write.len];
             self.rate.pass(len_u64(write.len), &|| self.stopping());
+            storage.expect_write(write.offset, len_u64(write.len));
             storage.write_at(write.offset, bytes)
         });
         drop(writer);
@@ -370,7 +411,7 @@ impl Copy<'_> {
             Offload::CopyRange => CopyKind::Kernel,
         };
         let [part] = parts else { return Ok(false) };
-        let super::super::source::Origin::Plain(id, offset) = part.run.origin else {
+        let Origin::Plain(id, offset) = part.run.origin else {
             return Ok(false);
         };
         if part.status != Status::Data || !self.offload_works.load(Ordering::Relaxed) {

@@ -64,6 +64,13 @@ pub(super) struct Part {
     pub run: Run,
 }
 
+impl Part {
+    /// `len` bytes of it, `skip` bytes from its beginning.
+    pub fn inside(&self, skip: u64, len: u64) -> Part {
+        Part { at: self.at + skip, local: self.local + skip, len, ..*self }
+    }
+}
+
 /// What is to be done with a chunk.
 #[derive(Clone, Debug)]
 pub(super) enum Work {

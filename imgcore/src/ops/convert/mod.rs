@@ -1,12 +1,13 @@
 //! `convert`: one or several images into one, in any format.
 //!
 //! * [`feed`] cuts the sources into chunks; ranges that need nothing cost nothing.
-//! * [`copy`] runs the threads: read, scan or encode, take turns to reserve places, write.
+//! * [`copy`] runs the threads: read, scan or encode, take turns to reserve places, write;
+//!   [`workers`] says how many.
 //! * [`scan`] has qemu-img's rules of what counts as zero, [`place`] the target's side.
 //!
 //! The output is the same bytes for any number of threads, because chunks are cut without looking at
-//! the threads and places are reserved in guest order. Memory: one chunk per thread (256 KiB, or one
-//! unit of the target if that is larger), and its encoded form.
+//! the threads and places are reserved in guest order. Memory: one chunk per thread (2 MiB, or one
+//! unit of the target if that is larger); where it is encoded, 256 KiB and the encoded form.
 //!
 //! A new target is written under a temporary name and appears when it is whole and on disk
 //! ([`crate::graph::output`]); an existing one (`-n`) is written in place.
@@ -19,6 +20,7 @@ mod place;
 mod scan;
 mod share;
 mod space;
+mod workers;
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -47,13 +49,19 @@ use crate::{Error, Result};
 use copy::{Copy, Counters};
 use feed::{Feed, Rules, Span};
 use scan::Sparse;
+use workers::{Limits, Workers};
 
-/// Bytes a thread works on at a time: source and target side stay in the second-level cache.
+/// Bytes a thread encodes at a time: source and target side stay in the second-level cache.
 const CHUNK: u64 = 256 << 10;
+/// The same where nothing is encoded: the kernel copies long writes into large folios, which costs
+/// it less than the second-level cache saves us.
+const PLAIN_CHUNK: u64 = 2 << 20;
 /// The same for unusual sparse sizes: as large as qemu-img's, whose results depend on it.
 const LARGE_CHUNK: u64 = 2 << 20;
 /// Most threads; more do not help and cost memory.
 const MAX_THREADS: usize = 64;
+/// Requests that a disk is given at the same time, as many as qemu-img gives it.
+const WAITING_THREADS: usize = 8;
 
 /// Converts.
 pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport> {
@@ -299,14 +307,16 @@ fn fill(
         unit,
         chunk,
     };
-    let threads = match options.threads {
-        0 => default_threads(),
-        n => n,
-    }
-    .clamp(1, MAX_THREADS);
-    let threads = threads.min(usize::try_from(total.div_ceil(chunk)).unwrap_or(usize::MAX).max(1));
-    let (result, counters) =
-        copy_with(options, job, &spans, target, (rules, sparse, encode), threads);
+    let chunks = usize::try_from(total.div_ceil(chunk)).unwrap_or(usize::MAX);
+    let cores = default_threads();
+    let limits = match options.threads {
+        0 if encode.is_some() => Limits::exactly(cores),
+        0 => Limits { start: 1, computing: cores, waiting: cores.max(WAITING_THREADS) },
+        n => Limits::exactly(n),
+    };
+    let workers = Workers::new(limits.at_most(chunks.clamp(1, MAX_THREADS)));
+    let (result, counters, threads) =
+        copy_with(options, job, &spans, target, (rules, sparse, encode), workers);
     result?;
     let value = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
     job.watcher.progress(total, total);
@@ -325,8 +335,8 @@ fn copy_with(
     spans: &[Span<'_>],
     target: &Node,
     (rules, sparse, encode): (Rules, Sparse, Option<(u64, Level)>),
-    threads: usize,
-) -> (Result<()>, Counters) {
+    workers: Workers,
+) -> (Result<()>, Counters, usize) {
     let lenient = options.on_read_error == OnReadError::Salvage;
     let granularity = target.image().granularity();
     let step = match granularity.zero {
@@ -344,6 +354,7 @@ fn copy_with(
         rules,
         sparse,
         encode,
+        workers,
         on_read_error: options.on_read_error,
         offload: options.offload,
         offload_works: AtomicBool::new(offload_works(options, spans, target)),
@@ -355,7 +366,7 @@ fn copy_with(
         failure: Failure::default(),
         counters: Counters::default(),
     }
-    .run(threads)
+    .run()
 }
 
 /// Buffered writes to a regular file exclude each other in the kernel.
@@ -426,6 +437,10 @@ fn chunk_size(
         (None, allocation) => allocation,
     };
     let usual = sparse.min == 0 || (sparse.min == sparse.align && sparse.align <= CHUNK);
-    let chunk = if usual { CHUNK } else { LARGE_CHUNK };
+    let chunk = match (usual, encode) {
+        (true, Some(_)) => CHUNK,
+        (true, None) => PLAIN_CHUNK,
+        (false, _) => LARGE_CHUNK,
+    };
     (unit, chunk.max(unit))
 }

@@ -98,7 +98,7 @@ pub struct ConvertOptions {
     pub on_read_error: OnReadError,
     /// `-r`, bytes a second, 0 for no limit.
     pub rate: u64,
-    /// Threads; 0 for one per core.
+    /// Threads; 0 for as many as keep up.
     pub threads: usize,
     /// `-C`.
     pub offload: Offload,

@@ -199,7 +199,11 @@ fn prepared(mut shape: Shape) -> Fake {
         .set("/sys/devices/system/cpu/cpufreq/policy0/scaling_governor", "powersave")
         .set("/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "0")
         .set("/sys/module/kvm/parameters/x", "1");
+    shape.set("/proc/irq/0/smp_affinity_list", "0-3").set("/run/utmp", "");
     let fake = shape.build();
+    // The timer does not move; such files are read-only in a tree.
+    let timer = fake.folder.path().join("proc/irq/0/smp_affinity_list");
+    std::fs::set_permissions(timer, std::fs::Permissions::from_mode(0o444)).unwrap();
     std::fs::write(fake.folder.path().join("net"), "").unwrap();
     let node = fake.folder.path().join("dev/kvm");
     std::fs::set_permissions(node, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -38,10 +38,12 @@ fn scenario_with(name: &str, more: &[&'static str]) {
         return;
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/namespaces.sh");
+    let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     // A process namespace of its own, so that daemons end with the test and pgrep sees only ours.
     let output = Command::new("timeout")
         .args(["-k", "5", "300", "unshare", "-mnpf", "--mount-proc", "bash", script])
         .args([env!("CARGO_BIN_EXE_rhostprep"), name])
+        .arg(disk.path())
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -102,6 +104,23 @@ fn bridge_gets_a_lease_by_udhcpc() {
 #[test]
 fn bridge_gets_a_lease_by_systemd_networkd() {
     scenario_with("networkd", &["systemd-networkd", "networkctl", "dbus-daemon"]);
+}
+
+#[test]
+fn what_is_persisted_makes_the_bridge_at_boot() {
+    scenario_with("persist", &["systemd-networkd", "networkctl", "dbus-daemon"]);
+}
+
+#[test]
+fn grub_writes_and_reads_the_menu() {
+    let parsers = std::env::var_os("RHOSTPREP_PARSERS").map(std::path::PathBuf::from);
+    if !parsers.is_some_and(|root| root.join("usr/sbin/grub-mkconfig").exists()) {
+        eprintln!(
+            "SKIPPED namespaces::grub: no grub-mkconfig (bins/rhostprep/tests/parsers FOLDER; RHOSTPREP_PARSERS=FOLDER/root)"
+        );
+        return;
+    }
+    scenario("grub");
 }
 
 #[test]

@@ -6,6 +6,11 @@ PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /var/lib
 mount -t sysfs sysfs /sys
+# This machine's own settings are not written to.
+mkdir /run/etc-changes
+mount -t tmpfs tmpfs /run/etc-changes
+mkdir /run/etc-changes/upper /run/etc-changes/work
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc-changes/upper,workdir=/run/etc-changes/work /etc
 ip link set lo up
 ip link add out type veth peer name outp
 ip netns add far
@@ -36,10 +41,27 @@ server() {
 # Waits until a command succeeds.
 until_true() { n=0; until "$@" >/dev/null 2>&1; do n=$((n + 1)); [ $n -lt ${TRIES:-300} ] || fail "never: $*"; sleep 0.1; done; }
 leased() { ip -o -4 addr show dev br0 | grep -q 'inet 203.0.113.[56][0-9]/24'; }
+# systemd-networkd and the bus that networkctl talks to it over.
+networkd_here() {
+    mkdir -p /run/dbus /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
+    chown -R systemd-network:systemd-network /run/systemd/netif
+    cat > /run/t/bus.conf <<'S'
+<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>
+S
+    dbus-daemon --config-file=/run/t/bus.conf --fork --nopidfile
+    # Devices are not waited for (by way of udev) where /sys cannot be written.
+    mount -o remount,ro /sys
+    start_networkd
+}
+start_networkd() {
+    /lib/systemd/systemd-networkd >/run/t/networkd 2>&1 </dev/null &
+    until_true networkctl --no-pager list
+}
 # Everything a network change could touch.
 state() {
     ip -o -4 addr | sed 's/valid_lft.*//'; ip -o -6 addr show scope global; ip -o link show type bridge; ip -br link show dev out; ip route show table all
-    nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; { ls /run | grep -v '^t$\|netns\|mount' || true; }; pgrep -x dnsmasq || true
+    nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; { ls /run | grep -v '^t$\|netns\|mount\|etc-changes' || true; }; pgrep -x dnsmasq || true
 }
 same() { state > /run/t/after; diff /run/t/before /run/t/after || fail "$1: not as before"; }
 guest() { # name address
@@ -214,18 +236,7 @@ dhclient | udhcpc | networkd)
     udhcpc) hide dhclient ;;
     networkd)
         hide dhclient udhcpc
-        mkdir -p /run/dbus
-        cat > /run/t/bus.conf <<'S'
-<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>
-S
-        dbus-daemon --config-file=/run/t/bus.conf --fork --nopidfile
-        mkdir -p /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
-        chown -R systemd-network:systemd-network /run/systemd/netif
-        # Devices are not waited for (by way of udev) where /sys cannot be written.
-        mount -o remount,ro /sys
-        /lib/systemd/systemd-networkd >/run/t/networkd 2>&1 </dev/null &
-        until_true networkctl --no-pager list ;;
+        networkd_here ;;
     esac
     state > /run/t/before
     "$R" net bridge br0 --port out --address dhcp --yes </dev/null >/run/t/log || { cat /run/t/log; fail "no bridge"; }
@@ -246,6 +257,47 @@ S
         grep -q 'everything is as it was' /run/t/log || fail "$(cat /run/t/log)"
         same "$2 without an answer"
     fi ;;
+persist)
+    rm -f /etc/systemd/network/*
+    mkdir -p /etc/systemd/network /run/systemd/netif
+    state > /run/t/before
+    ls /etc/systemd/network > /run/t/files
+    "$R" net bridge br0 --port out --address 203.0.113.2/24 --persist --yes </dev/null >/run/t/log || { cat /run/t/log; fail "no bridge"; }
+    "$R" net bridge br0 --port out --address 203.0.113.2/24 --persist --yes </dev/null | grep -q 'nothing to do' || fail "not idempotent"
+    # A start of the host: nothing is configured, and systemd-networkd reads what was written.
+    ip link del br0
+    ip addr flush dev out
+    ip link set out down
+    networkd_here
+    until_true timeout 5 ping -q -c1 -W2 203.0.113.1
+    ip -o -4 addr show dev br0 | grep -q 203.0.113.2/24 || fail "no address"
+    ip route show default | grep -q 'via 203.0.113.1 dev br0' || fail "the gateway was not kept"
+    [ -e /sys/class/net/br0/brif/out ] || fail "the port did not join"
+    grep -iE 'unknown|invalid|ignoring' /run/t/networkd | grep -v 'state file' && fail "systemd-networkd does not understand it"
+    "$R" net remove br0 >/dev/null
+    ls /etc/systemd/network | diff /run/t/files - || fail "files stayed"
+    [ -e /sys/class/net/br0 ] && fail "the bridge stayed" || true ;;
+grub)
+    # Real grub-mkconfig and grub-script-check, unpacked below $RHOSTPREP_PARSERS, over /usr and /etc of this namespace;
+    # /boot is on a real disk, as grub-probe asks which.
+    mount -t overlay overlay -o lowerdir=$RHOSTPREP_PARSERS/usr:/usr /usr
+    mount -t overlay overlay -o lowerdir=$RHOSTPREP_PARSERS/etc:/etc,upperdir=/run/etc-changes/upper,workdir=/run/etc-changes/work /etc
+    rm -f /etc/grub.d/30_* /etc/grub.d/20_*
+    mkdir -p "$3/boot/grub" /etc/default
+    mount --bind "$3/boot" /boot
+    echo kernel > /boot/vmlinuz-6.1.0-test
+    echo ramdisk > /boot/initrd.img-6.1.0-test
+    printf 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet isolcpus=7"\nGRUB_CMDLINE_LINUX="x=\\"a b\\""\n' > /etc/default/grub
+    grub-mkconfig -o /boot/grub/grub.cfg 2>/run/t/log || { cat /run/t/log; fail "grub-mkconfig does not work here"; }
+    boot() { find /boot /etc/default -type f -exec sha256sum {} +; stat -c '%n %a %u %g %Y' /boot/grub/grub.cfg /etc/default/grub; }
+    boot > /run/t/boot
+    "$R" apply --boot-option iommu=pt --boot-option isolcpus=2-3 --yes </dev/null >/run/t/log 2>&1 || { cat /run/t/log; fail "apply"; }
+    grub-script-check /boot/grub/grub.cfg || fail "GRUB does not read its menu"
+    [ "$(grep -c '^[[:space:]]*linux.*iommu=pt' /boot/grub/grub.cfg)" -ge 2 ] || fail "not in every entry"
+    grep '^[[:space:]]*linux' /boot/grub/grub.cfg | grep -q isolcpus=7 && fail "the old value wins"
+    "$R" apply --boot-option iommu=pt --boot-option isolcpus=2-3 --yes </dev/null | grep -q 'nothing to do' || fail "not idempotent"
+    "$R" undo >/dev/null
+    boot | diff /run/t/boot - || fail "grub: not as before" ;;
 no-client)
     hide dhclient udhcpc
     "$R" net bridge br0 --port out --address dhcp --yes </dev/null 2>/run/t/log && fail "no client, and no error"

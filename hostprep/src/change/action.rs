@@ -34,6 +34,13 @@ pub enum Action {
         /// For hugepage pools.
         compaction: Compaction,
     },
+    /// Moves an interrupt; the kernel refuses those that belong to one CPU by their nature, which stay.
+    Interrupt {
+        /// Its smp_affinity_list.
+        path: String,
+        /// The CPUs it may come to.
+        cpus: String,
+    },
     /// Sets permission bits and group.
     Mode {
         /// Where.

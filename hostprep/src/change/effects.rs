@@ -167,6 +167,10 @@ impl Effects for TreeEffects {
     fn write_value(&mut self, place: &Path, value: &str) -> std::io::Result<()> {
         let old = std::fs::read_to_string(place)?;
         let plain = old.replace(['[', ']'], "");
+        // A read-only file stands for a setting that the kernel refuses to change.
+        if std::fs::metadata(place)?.permissions().readonly() {
+            return Err(std::io::Error::from_raw_os_error(libc::EIO));
+        }
         if place.ends_with("cgroup.subtree_control") {
             let mut on: Vec<&str> = old.split_whitespace().collect();
             match value.split_at_checked(1) {

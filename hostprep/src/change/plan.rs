@@ -6,6 +6,7 @@ use super::action::Action;
 use super::{boot, diff};
 use crate::error::Result;
 use crate::host::Host;
+use crate::units::CpuSet;
 
 /// Actions in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -29,11 +30,25 @@ pub fn controllers(host: &Host, path: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
+/// Where interrupts that refused are noted. Numbers change at boot, and it is gone then.
+pub const REFUSED_INTERRUPTS: &str = "/run/rhostprep-interrupts";
+
+/// Paths of interrupts that refused to move.
+pub fn refused_interrupts(host: &Host) -> Vec<String> {
+    let text = host.read(REFUSED_INTERRUPTS).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
 /// Whether it is so already.
 pub fn is_so(host: &Host, action: &Action) -> bool {
     match action {
         Action::File { path, text, .. } => host.read(path).is_ok_and(|now| now == *text),
         Action::Value { path, value, .. } => shown(host, path).as_deref() == Some(value),
+        Action::Interrupt { path, cpus } => {
+            let now = host.text(path).and_then(|text| CpuSet::parse(&text)).unwrap_or_default();
+            let wanted = CpuSet::parse(cpus).unwrap_or_default();
+            now.without(&wanted).is_empty() || refused_interrupts(host).contains(path)
+        }
         Action::Mode { path, mode, group } => {
             host.stat(path).is_some_and(|stat| stat.mode & 0o7777 == *mode && stat.gid == *group)
         }
@@ -113,6 +128,9 @@ pub fn describe(host: &Host, action: &Action) -> String {
         Action::File { path, .. } if host.exists(path) => format!("change {path}"),
         Action::File { path, mode, .. } => format!("create {path} (mode {mode:04o})"),
         Action::Value { path, value, .. } => format!("write {path}: {} -> {value}", now(path)),
+        Action::Interrupt { path, cpus } => {
+            format!("write {path}: {} -> {cpus}, if it can be moved", now(path))
+        }
         Action::Mode { path, mode, group } => {
             let old = host.stat(path).map_or_else(
                 || "(not there)".into(),
@@ -156,7 +174,9 @@ fn describe_undo(host: &Host, action: &Action) -> String {
     match action {
         Action::File { path, .. } if host.exists(path) => "put the old text back".into(),
         Action::File { .. } => "remove it".into(),
-        Action::Value { path, .. } => format!("write {} back", now(path)),
+        Action::Value { path, .. } | Action::Interrupt { path, .. } => {
+            format!("write {} back", now(path))
+        }
         Action::Mode { .. } => "set the old rights".into(),
         Action::Folder { .. } => "remove it".into(),
         Action::Module { name, .. } if host.has_module(name) => {

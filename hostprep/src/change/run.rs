@@ -206,7 +206,9 @@ fn remember(effects: &mut dyn Effects, action: &Action) -> Result<Before> {
         Action::Controller { path, name } => {
             Ok(Before::Controller { on: plan::controllers(&look(effects), path).contains(name) })
         }
-        Action::Value { path, .. } => Ok(Before::Value { value: value_now(effects, path)? }),
+        Action::Value { path, .. } | Action::Interrupt { path, .. } => {
+            Ok(Before::Value { value: value_now(effects, path)? })
+        }
         Action::Mode { path, .. } => {
             let stat = look(effects).stat(path).ok_or_else(|| {
                 Error::host("is not there").at(root.join(path.trim_start_matches('/')))
@@ -259,6 +261,33 @@ fn write_value(effects: &mut dyn Effects, path: &str, value: &str) -> Result<()>
         Error::io(format!("the kernel does not take '{value}'"), &place, error)
             .remedy("see `rhostprep check` for what this host supports")
     })
+}
+
+/// Moves an interrupt; one that refuses is noted, so that nobody tries again.
+fn move_interrupt(effects: &mut dyn Effects, path: &str, cpus: &str) -> Result<()> {
+    let Err(error) = write_value(effects, path, cpus) else { return Ok(()) };
+    // What kernels answer for those bound to one CPU, managed by their driver, or chained (genirq, kernel/irq/proc.c).
+    if !matches!(error.errno(), Some(libc::EIO | libc::EPERM | libc::EINVAL | libc::ENOSPC)) {
+        return Err(error);
+    }
+    let mut noted = plan::refused_interrupts(&look(effects));
+    if !noted.iter().any(|other| other == path) {
+        noted.push(path.to_owned());
+    }
+    note_interrupts(effects, &noted)
+}
+
+fn note_interrupts(effects: &mut dyn Effects, noted: &[String]) -> Result<()> {
+    let place = files::place(effects.root(), plan::REFUSED_INTERRUPTS)?;
+    let result = if noted.is_empty() {
+        match std::fs::remove_file(&place) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    } else {
+        std::fs::write(&place, noted.join("\n") + "\n")
+    };
+    result.map_err(|error| Error::io("cannot be written", &place, error))
 }
 
 /// Writes a pool's size; where fewer pages come, compacts memory and tries again.
@@ -318,6 +347,7 @@ fn perform(effects: &mut dyn Effects, action: &Action, before: &Before, tag: &st
             write_value(effects, path, value)?;
             taken(effects, path)
         }
+        (Action::Interrupt { path, cpus }, _) => move_interrupt(effects, path, cpus),
         (Action::Mode { path, mode, group }, _) => set_mode(effects, path, *mode, *group),
         (Action::Folder { path }, _) => {
             let place = files::place(effects.root(), path)?;
@@ -414,10 +444,29 @@ fn restore(effects: &mut dyn Effects, action: &Action, before: &Before, tag: &st
                 return Ok(());
             }
             if value_now(effects, path)? == *value {
-                Ok(())
-            } else {
-                write_value(effects, path, value)
+                return Ok(());
             }
+            match write_value(effects, path, value) {
+                // A control group with processes in it cannot be without CPUs. Removing it, which comes next, says
+                // so and what to do.
+                Err(error)
+                    if error.errno() == Some(libc::ENOSPC) && path.ends_with("/cpuset.cpus") =>
+                {
+                    Ok(())
+                }
+                result => result,
+            }
+        }
+        (Action::Interrupt { path, .. }, Before::Value { value }) => {
+            let mut noted = plan::refused_interrupts(&look(effects));
+            if noted.contains(path) {
+                noted.retain(|other| other != path);
+                return note_interrupts(effects, &noted);
+            }
+            if !look(effects).exists(path) || value_now(effects, path)? == *value {
+                return Ok(());
+            }
+            write_value(effects, path, value)
         }
         (Action::Mode { path, .. }, Before::Mode { mode, group }) => {
             // A device that has gone has no rights to restore.

@@ -410,11 +410,15 @@ impl Maker<'_> {
             if irq.parse::<u32>().is_err() || !self.host.exists(&path) {
                 continue;
             }
-            // Interrupts bound to one CPU by their nature refuse; they are left alone.
+            // Numbers that no driver uses move nothing.
+            if self.host.text(&format!("/sys/kernel/irq/{irq}/actions")).as_deref() == Some("") {
+                continue;
+            }
+            // Interrupts bound to one CPU by their nature are left alone.
             let now =
                 self.host.text(&path).and_then(|text| CpuSet::parse(&text)).unwrap_or_default();
-            if now.len() > 1 && !now.without(set).is_empty() {
-                self.add(Action::Value { path, value: value.clone(), compaction: Compaction::No });
+            if now.len() > 1 {
+                self.add(Action::Interrupt { path, cpus: value.clone() });
             }
         }
         self.irqbalance(set);

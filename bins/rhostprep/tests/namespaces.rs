@@ -124,6 +124,11 @@ fn grub_writes_and_reads_the_menu() {
 }
 
 #[test]
+fn bad_places_names_and_missing_tools_leave_the_host_as_it_was() {
+    scenario("bad");
+}
+
+#[test]
 fn without_a_dhcp_client_there_is_a_remedy() {
     scenario("no-client");
 }

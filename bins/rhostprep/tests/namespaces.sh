@@ -298,6 +298,59 @@ grub)
     "$R" apply --boot-option iommu=pt --boot-option isolcpus=2-3 --yes </dev/null | grep -q 'nothing to do' || fail "not idempotent"
     "$R" undo >/dev/null
     boot | diff /run/t/boot - || fail "grub: not as before" ;;
+bad)
+    apply() { "$R" apply --sysctl net.ipv4.ip_forward=1 --sysctl net.ipv4.ip_default_ttl=65 --yes </dev/null >/dev/null 2>/run/t/log; }
+    said() { grep -q "$1" /run/t/log || fail "$2: $(cat /run/t/log)"; }
+    unchanged() { [ "$(cat /proc/sys/net/ipv4/ip_default_ttl)" = 64 ] || fail "$1: a value stayed"; same "$1"; }
+    mkdir -p /etc/sysctl.d
+    state > /run/t/before
+    mount -t tmpfs -o ro tmpfs /etc/sysctl.d
+    apply && fail "a read-only place was written to"
+    said 'Read-only file system.*everything is as it was' "read-only /etc"; said 'remedy:' "read-only /etc"
+    unchanged "read-only /etc"
+    umount /etc/sysctl.d
+    # Two pages: the first takes what fills it, and nothing of ours fits.
+    mount -t tmpfs -o size=8k tmpfs /etc/sysctl.d
+    head -c 8192 /dev/zero > /etc/sysctl.d/full
+    apply && fail "a full disk was written to"
+    said 'No space left.*everything is as it was' "full disk"
+    [ "$(ls -A /etc/sysctl.d)" = full ] || fail "full disk: left $(ls -A /etc/sysctl.d)"
+    unchanged "full disk"
+    umount /etc/sysctl.d
+    mount -t tmpfs -o size=8k tmpfs /var/lib
+    head -c 8192 /dev/zero > /var/lib/full
+    apply && fail "changed without a journal"
+    said 'No space left' "no room for the journal"
+    unchanged "no room for the journal"
+    umount /var/lib
+    mount -t tmpfs -o ro tmpfs /var/lib
+    apply && fail "changed without a journal"
+    said 'without a journal nothing is changed' "read-only journal"
+    unchanged "read-only journal"
+    umount /var/lib
+    # An interface that is not there, and one that vanishes while it is a port.
+    "$R" net bridge br0 --port nothere --yes 2>/run/t/log </dev/null && fail "no interface, no error"
+    said 'there is no interface nothere' "no interface"
+    ip link add gone type veth peer name gone2
+    ip addr add 198.18.0.1/24 dev gone
+    "$R" net bridge br0 --port gone --yes </dev/null >/dev/null
+    ip link del gone
+    "$R" net remove br0 >/dev/null || fail "a port that vanished keeps the bridge"
+    same "an interface that vanished"
+    # A name of 16 characters, and one that is none.
+    "$R" net tap sixteen_letters_ --yes 2>/run/t/log </dev/null && fail "a long name was taken"
+    said '16 characters, the kernel takes 15' "long name"
+    "$R" net bridge 'br0;reboot' --yes 2>/run/t/log </dev/null && fail "a bad name was taken"
+    "$R" net nat n0 --subnet 203.0.113.0/25 --yes 2>/run/t/log </dev/null && fail "an overlap was taken"
+    said 'overlaps 203.0.113.0/24' "overlap"; said 'remedy: use 192.168' "overlap"
+    # Tools that are not installed.
+    hide nft dnsmasq
+    "$R" net nat n0 --subnet 192.168.99.0/24 --dhcp --yes 2>/run/t/log </dev/null && fail "no dnsmasq, no error"
+    said 'remedy:.*dnsmasq' "no dnsmasq"
+    "$R" net nat n0 --subnet 192.168.99.0/24 --yes 2>/run/t/log </dev/null && fail "no nft, no error"
+    said 'everything is as it was' "no nft"; said 'remedy:.*nftables' "no nft"
+    umount /usr/sbin
+    same "missing tools" ;;
 no-client)
     hide dhclient udhcpc
     "$R" net bridge br0 --port out --address dhcp --yes </dev/null 2>/run/t/log && fail "no client, and no error"

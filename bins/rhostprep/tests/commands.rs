@@ -204,7 +204,7 @@ fn read_by(program: &str, arguments: &[&str], text: &str) {
             assert!(output.status.success(), "{program}: {said}");
         }
         Err(_) => {
-            eprintln!("SKIPPED commands: {program} is not installed, so it reads nothing of ours")
+            eprintln!("SKIPPED commands: {program} is not installed, so it reads nothing of ours");
         }
     }
 }

@@ -221,11 +221,12 @@ fn a_guest_reads_its_disk() {
     std::fs::write(bench.path("disk"), disk).unwrap();
     let drive = Drive {
         id: "d0".into(),
-        file: bench.path("disk").to_string_lossy().into_owned(),
-        format: Some("raw".into()),
+        image: imgcore::graph::open::OpenRequest::file(bench.path("disk").to_string_lossy())
+            .with_driver(Some("raw")),
         ..Drive::default()
     };
-    let kind = DeviceKind::Blk { drive, queues: Some(1) };
+    let shown = vmm::virtio::blk::BlkConfig::default();
+    let kind = DeviceKind::Blk { drive: Box::new(drive), queues: Some(1), shown };
     bench.config.devices.push(DeviceConfig { id: "d0".into(), slot: Some(1), kind });
     assert_eq!(bench.run(), Exit::Code(1), "{}", bench.said());
     assert_eq!(bench.said(), "sector 1");

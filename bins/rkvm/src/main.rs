@@ -46,7 +46,10 @@ fn start(parsed: Parsed) -> vmm::Result<u8> {
     run_machine(*run)
 }
 
-fn run_machine(run: Run) -> vmm::Result<u8> {
+fn run_machine(mut run: Run) -> vmm::Result<u8> {
+    if let Some(folder) = std::env::var_os("TMPDIR") {
+        run.machine.scratch = folder.into();
+    }
     for warning in &run.warnings {
         say(&format!("rkvm: warning: {warning}"));
     }

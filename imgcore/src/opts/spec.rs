@@ -209,6 +209,11 @@ impl ImageSpec {
         build_top(Flat::from_tree(tree)?)
     }
 
+    /// From keys and values that were put together elsewhere (`-blockdev`).
+    pub fn from_flat(flat: Flat) -> Result<Self, OptError> {
+        build_top(flat)
+    }
+
     /// Tells the format that probing found; refuses options it does not have.
     pub fn settle(&mut self, driver: &str) -> Result<(), OptError> {
         let mut flat = Flat::default();

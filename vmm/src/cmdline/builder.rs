@@ -7,10 +7,12 @@ use super::Run;
 use super::disk::DriveSpec;
 use super::memory::MemorySpec;
 use super::net::NetSpec;
+use crate::block::config::Persistence;
 use crate::chardev::CharConfig;
 use crate::cpu::topology::Wanted;
 use crate::machine::MachineConfig;
 use crate::machine::config::{DeviceConfig, DeviceKind};
+use crate::virtio::blk::{BlkConfig, Offer};
 use crate::{Error, Result};
 
 /// Everything said. Options may come in any order; references between them are resolved at the end.
@@ -24,6 +26,10 @@ pub struct Builder {
     pub memory: MemorySpec,
     /// `-drive`.
     pub drives: Vec<DriveSpec>,
+    /// `-blockdev`.
+    pub nodes: super::blockdev::Nodes,
+    /// `-snapshot`.
+    pub snapshot: bool,
     /// `-net`, `-netdev`, `-nic`.
     pub net: NetSpec,
     /// `-device`s that refer to others: resolved at the end.
@@ -106,9 +112,21 @@ impl Builder {
             devices.push(DeviceConfig { id, slot: nic.slot, kind: nic.kind });
         }
         let mut drives = std::mem::take(&mut self.drives);
-        for spec in std::mem::take(&mut self.devices) {
-            devices.push(spec.resolve(&mut drives, &self.chardevs)?);
+        if self.snapshot {
+            if !self.nodes.is_empty() {
+                return Err(Error::invalid("-snapshot does not work with -blockdev")
+                    .hint("Use -drive ...,snapshot=on, or an overlay: rimg create -f qcow2 -b IMAGE -F FORMAT overlay.qcow2"));
+            }
+            for d in drives.iter_mut().filter(|d| !d.persistence_given) {
+                d.drive.persistence = Persistence::Temporary;
+            }
         }
+        for spec in std::mem::take(&mut self.devices) {
+            devices.push(spec.resolve(&mut drives, &mut self.nodes, &self.chardevs)?);
+        }
+        self.warnings.extend(
+            self.nodes.unused().map(|n| format!("-blockdev node-name={n}: nothing uses it")),
+        );
         drives.sort_by_key(|d| d.index);
         for d in drives {
             if d.only_backend {
@@ -118,8 +136,11 @@ impl Builder {
                 ))
                 .hint(format!("Add -device virtio-blk-pci,drive={}", d.drive.id)));
             }
-            let kind = DeviceKind::Blk { drive: d.drive.clone(), queues: None };
-            devices.push(DeviceConfig { id: d.drive.id, slot: None, kind });
+            let id = d.drive.id.clone();
+            let discard = if d.drive.discards() { Offer::Yes } else { Offer::No };
+            let shown = BlkConfig { discard, ..BlkConfig::default() };
+            let kind = DeviceKind::Blk { drive: Box::new(d.drive), queues: None, shown };
+            devices.push(DeviceConfig { id, slot: None, kind });
         }
         if self.balloon {
             let kind = DeviceKind::Balloon { reporting: false };

@@ -3,12 +3,13 @@
 //! * [`table`]: every option that is known, and whether it works: one table for parsing and help.
 //! * [`options`]: `key=value` lists with what was not understood left over.
 //! * [`builder`]: what has been said so far, and the machine that follows.
-//! * [`cpu`], [`memory`], [`disk`], [`net`], [`device`], [`chardev`], [`misc`]: the options themselves.
+//! * [`cpu`], [`memory`], [`disk`] (with [`throttle`]), [`blockdev`], [`net`], [`device`], [`chardev`], [`misc`]: the options themselves.
 //!
 //! Nothing is silently ignored: an option or parameter that does not work yet is refused by name, one
 //! that changes nothing here is accepted with a warning that says so, or belongs to the few that only
 //! say what is so anyway (`-enable-kvm`).
 
+pub mod blockdev;
 pub mod builder;
 pub mod chardev;
 pub mod cpu;
@@ -19,6 +20,7 @@ pub mod misc;
 pub mod net;
 pub mod options;
 pub mod table;
+pub mod throttle;
 
 #[cfg(test)]
 mod tests;

@@ -41,6 +41,15 @@ impl Options {
         all
     }
 
+    /// All parameters whose name passes, in order.
+    pub fn take_where(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+        let (taken, kept) =
+            std::mem::take(&mut self.items).into_iter().partition(|i| wanted(&i.key));
+        self.items = kept;
+        let taken: Vec<Item> = taken;
+        taken.into_iter().map(|i| (i.key, i.value)).collect()
+    }
+
     /// A parameter that must be there.
     pub fn need(&mut self, key: &str) -> Result<String> {
         self.take(key).ok_or_else(|| Error::invalid(format!("Parameter '{key}' is missing")))

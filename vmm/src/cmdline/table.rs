@@ -1,7 +1,7 @@
 //! Every option that is known: its argument, what it does, and its line of help.
 
 use super::builder::Builder;
-use super::{chardev, cpu, device, disk, memory, misc, net};
+use super::{blockdev, chardev, cpu, device, disk, memory, misc, net};
 use crate::{Error, Result};
 
 /// Whether an option has an argument.
@@ -108,11 +108,18 @@ pub static TABLE: &[Opt] = &[
     run("name", "guest", misc::name, "set the name of the guest"),
     run("uuid", "uuid", misc::uuid, "specify machine UUID"),
     run("drive", "file=name,if=virtio[,...]", disk::drive, "attach a disk image"),
+    run(
+        "blockdev",
+        "driver=...,node-name=...[,...]|{json}",
+        blockdev::blockdev,
+        "a node of the block graph, for a -device",
+    ),
+    flag("snapshot", disk::snapshot, "write to temporary overlays instead of the images"),
     run("device", "driver[,prop=value...]", device::device, "add a device"),
     run("balloon", "virtio|none", misc::balloon, "add a balloon"),
-    run("net", "nic|tap|none[,...]", net::net, "network cards and back ends by vlan"),
-    run("netdev", "tap,id=name[,...]", net::netdev, "network back ends by name"),
-    run("nic", "tap|none[,...]", net::nic, "a card and its back end at once"),
+    run("net", "nic|tap|bridge|none[,...]", net::net, "network cards and back ends by vlan"),
+    run("netdev", "tap|bridge,id=name[,...]", net::netdev, "network back ends by name"),
+    run("nic", "tap|bridge|none[,...]", net::nic, "a card and its back end at once"),
     run("chardev", "backend,id=name[,...]", chardev::chardev, "character back ends by name"),
     run(
         "serial",
@@ -170,11 +177,6 @@ pub static TABLE: &[Opt] = &[
     not_yet("pflash", "Use -kernel; there is no firmware yet"),
     not_yet("bios", "Use -kernel; there is no firmware yet"),
     not_yet("hdachs", "Leave it out; disks have no geometry any more"),
-    not_yet("blockdev", "Use -drive if=none,id=... and -device virtio-blk-pci,drive=..."),
-    not_yet_flag(
-        "snapshot",
-        "Make an overlay: rimg create -f qcow2 -b IMAGE -F FORMAT overlay.qcow2",
-    ),
     not_yet("qmp", NO_MONITOR),
     not_yet("mon", NO_MONITOR),
     not_yet("redir", "Use -netdev tap; user networking is not there yet"),

@@ -1,8 +1,11 @@
 //! Command lines and the machines they mean.
 
 use super::*;
+use crate::block::config::{OnError, Persistence, WriteAccess, WriteCache};
+use crate::block::throttle::Limit;
 use crate::chardev::CharConfig;
 use crate::machine::config::{DeviceKind, OnReset};
+use crate::net::config::TapSource;
 
 fn run(line: &str) -> Run {
     let args: Vec<&str> = line.split_whitespace().collect();
@@ -76,8 +79,9 @@ fn disks() {
             _ => None,
         })
         .collect();
-    assert_eq!(drives[0].file, "my,file.img");
-    assert!(drives[1].read_only);
+    assert_eq!(drives[0].image.filename, "my,file.img");
+    assert_eq!(drives[0].write_cache, WriteCache::Writethrough);
+    assert_eq!(drives[1].access, WriteAccess::ReadOnly);
     let r = run(
         "-kernel k -drive file=a,if=none,id=d0 -device virtio-blk-pci,drive=d0,num-queues=2,addr=0x5",
     );
@@ -86,7 +90,45 @@ fn disks() {
         ("-kernel k -drive file=a", "if=ide is not supported yet"),
         ("-kernel k a.img", "if=virtio"),
         ("-kernel k -hda a", "-hda: not supported yet"),
-        ("-kernel k -drive file=a,if=virtio,throttling.bps-total=1", "throttling.bps-total"),
+        ("-kernel k -drive file=a,if=virtio,throttling.bps=1", "throttling.bps"),
+        ("-kernel k -drive file=a,if=virtio,bps=1,bps_rd=1", "at the same time"),
+        ("-kernel k -drive file=a,if=virtio,iops_size=1", "requires an iops"),
+        ("-kernel k -drive file=a,if=virtio,detect-zeroes=unmap", "discard operation"),
+        ("-kernel k -drive file=a,if=virtio,aio=native", "requires cache.direct=on"),
+        ("-kernel k -drive file=a,if=virtio,werror=pause", "'pause' invalid write error action"),
+        ("-kernel k -drive file=a,if=virtio,rerror=enospc", "'enospc' invalid read error action"),
+        ("-kernel k -drive file=a,if=virtio,l2-cache-size=1M", "Give format="),
+        (
+            "-kernel k -drive file=a,if=virtio,format=raw,l2-cache-size=1M",
+            "does not support the option",
+        ),
+        ("-kernel k -drive file=a,if=virtio,media=cdrom,readonly=off", "CD"),
+        ("-kernel k -blockdev driver=file,filename=a", "'node-name' must be specified"),
+        ("-kernel k -blockdev driver=file,filename=a,node-name=1a", "Invalid node-name"),
+        (
+            "-kernel k -blockdev driver=raw,file=b,node-name=a -device virtio-blk-pci,drive=a",
+            "Cannot find device='b'",
+        ),
+        (
+            "-kernel k -blockdev driver=raw,file=a,node-name=a -device virtio-blk-pci,drive=a",
+            "below itself",
+        ),
+        (
+            "-kernel k -blockdev driver=throttle,file=b,node-name=a -blockdev driver=file,filename=x,node-name=b -device virtio-blk-pci,drive=a",
+            "driver=throttle is not supported yet",
+        ),
+        (
+            "-kernel k -snapshot -blockdev driver=file,filename=a,node-name=n",
+            "-snapshot does not work",
+        ),
+        (
+            "-kernel k -drive file=a,if=none,id=d -device virtio-blk-pci,drive=d,queue-size=3",
+            "queue-size=3",
+        ),
+        (
+            "-kernel k -drive file=a,if=none,id=d -device virtio-blk-pci,drive=d,logical_block_size=1000",
+            "logical_block_size=1000",
+        ),
         ("-kernel k -drive file=a,if=virtio,nonsense=1", "Invalid parameter 'nonsense'"),
         ("-kernel k -drive file=a,if=virtio,cache=fast", "invalid cache option"),
         ("-kernel k -drive file=a,if=none,id=x", "no -device uses it"),
@@ -97,6 +139,75 @@ fn disks() {
     }
 }
 
+fn disk(line: &str) -> (crate::block::Drive, crate::virtio::blk::BlkConfig) {
+    let r = run(line);
+    let found = r.machine.devices.into_iter().find_map(|d| match d.kind {
+        DeviceKind::Blk { drive, shown, .. } => Some((*drive, shown)),
+        _ => None,
+    });
+    found.unwrap()
+}
+
+#[test]
+fn drives_with_everything() {
+    use imgcore::graph::open::{BackingChoice, DetectZeroes, Discard, Sharing};
+    use imgcore::storage::CacheMode;
+    let (d, shown) = disk(
+        "-kernel k -drive file=a,if=virtio,format=qcow2,snapshot=on,cache=none,discard=unmap,detect-zeroes=unmap,werror=stop,rerror=ignore,bps=1000,bps_max=2000,bps_max_length=3,throttling.iops-read=5,group=g,file.locking=off,l2-cache-size=2M",
+    );
+    assert_eq!(
+        (d.persistence, d.write_error, d.read_error),
+        (Persistence::Temporary, OnError::Stop, OnError::Ignore)
+    );
+    assert_eq!((d.image.cache, d.write_cache), (Some(CacheMode::None), WriteCache::Writeback));
+    assert_eq!(
+        (d.image.discard, d.image.detect_zeroes),
+        (Some(Discard::Unmap), DetectZeroes::Unmap)
+    );
+    assert_eq!(d.image.sharing, Some(Sharing::Off));
+    assert_eq!(d.image.options, [("l2-cache-size".to_owned(), "2097152".to_owned())]);
+    let t = d.throttling.unwrap();
+    assert_eq!((t.group.as_str(), t.limits.requests[1].average), ("g", 5));
+    assert_eq!(t.limits.bytes[0], Limit { average: 1000, burst: 2000, burst_length: 3 });
+    assert_eq!(shown.discard, crate::virtio::blk::Offer::Yes);
+    for (words, cache, write_cache) in [
+        ("cache=directsync", CacheMode::None, WriteCache::Writethrough),
+        ("cache=writethrough", CacheMode::Writeback, WriteCache::Writethrough),
+        ("cache=unsafe", CacheMode::Unsafe, WriteCache::Writeback),
+        ("cache.direct=on,cache.writeback=off", CacheMode::None, WriteCache::Writethrough),
+        ("media=disk", CacheMode::Writeback, WriteCache::Writeback),
+    ] {
+        let (d, _) = disk(&format!("-kernel k -drive file=a,if=virtio,{words}"));
+        assert_eq!((d.image.cache, d.write_cache), (Some(cache), write_cache), "{words}");
+        assert_eq!((d.write_error, d.persistence), (OnError::StopWhenFull, Persistence::Permanent));
+    }
+    assert_eq!(
+        disk("-kernel k -snapshot -drive file=a,if=virtio").0.persistence,
+        Persistence::Temporary
+    );
+    let (d, _) = disk("-kernel k -snapshot -drive file=a,if=virtio,snapshot=off,media=cdrom");
+    assert_eq!((d.persistence, d.access), (Persistence::Permanent, WriteAccess::ReadOnly));
+    let nodes = "-blockdev driver=file,filename=top.q,node-name=f,cache.direct=on -blockdev driver=file,filename=b.raw,node-name=bf -blockdev driver=raw,file=bf,node-name=b";
+    let (d, shown) = disk(&format!(
+        "-kernel k {nodes} -blockdev driver=qcow2,file=f,backing=b,node-name=top,discard=unmap,auto-read-only=on -device virtio-blk-pci,drive=top,write-cache=off,queue-size=128,logical_block_size=4k,serial=s"
+    ));
+    assert_eq!((d.image.filename.as_str(), d.image.driver.as_deref()), ("top.q", Some("qcow2")));
+    assert_eq!(
+        (d.image.cache, d.write_cache, d.access),
+        (Some(CacheMode::None), WriteCache::Writethrough, WriteAccess::Auto)
+    );
+    assert!(matches!(&d.image.backing, BackingChoice::Given(b) if b.filename == "b.raw"));
+    assert_eq!(
+        (shown.queue_size, shown.logical_block, shown.physical_block, d.serial.as_str()),
+        (128, 4096, 4096, "s")
+    );
+    let (d, _) = disk(
+        r#"-kernel k -blockdev {"driver":"qcow2","node-name":"j","read-only":true,"backing":null,"file":{"driver":"file","filename":"x,y"}} -device virtio-blk-pci,drive=j"#,
+    );
+    assert_eq!((d.image.filename.as_str(), d.access), ("x,y", WriteAccess::ReadOnly));
+    assert_eq!((d.image.backing, d.write_error), (BackingChoice::Nothing, OnError::StopWhenFull));
+}
+
 #[test]
 fn networks_by_vlan_and_by_name() {
     let net = |r: &Run| {
@@ -104,8 +215,9 @@ fn networks_by_vlan_and_by_name() {
             .devices
             .iter()
             .filter_map(|d| match &d.kind {
-                DeviceKind::Net { mac, tap } => {
-                    Some((*mac, tap.ifname.clone(), tap.script.clone()))
+                DeviceKind::Net { shown, tap } => {
+                    let TapSource::Name(name) = &tap.source else { return None };
+                    Some((shown.mac, name.clone(), tap.script.clone()))
                 }
                 _ => None,
             })
@@ -130,10 +242,69 @@ fn networks_by_vlan_and_by_name() {
         ("-kernel k -net nic,model=virtio", "no back end"),
         ("-kernel k -net tap", "no card"),
         ("-kernel k -net nic,model=virtio,macaddr=1:2 -net tap", "invalid MAC"),
-        ("-kernel k -net nic,model=virtio -net tap,vhost=on", "vhost=on"),
+        ("-kernel k -net nic,model=virtio -net tap,vhostfd=3", "not valid without vhost"),
+        ("-kernel k -net nic,model=virtio -net tap,fd=3,ifname=x", "invalid with fd="),
+        ("-kernel k -net nic,model=virtio -net tap,fd=a", "fd=a"),
+        ("-kernel k -net nic,model=virtio -net tap,fd=3:4", "fd="),
+        ("-kernel k -net nic,model=virtio -net tap,queues=0", "1 to 64"),
+        ("-kernel k -net nic,model=virtio -net bridge,ifname=x", "invalid with br="),
+        ("-kernel k -netdev user,id=u", "'user' is not supported yet"),
+        ("-kernel k -netdev vde,id=u", "'vde' is not supported yet"),
+        ("-kernel k -netdev socket,id=u", "'socket' is not supported yet"),
+        ("-kernel k -nic user,model=virtio", "'user' is not supported yet"),
+        ("-kernel k -device vhost-vsock-pci", "guest-cid"),
+        ("-kernel k -netdev tap,id=n -device virtio-net-pci,netdev=n,host_mtu=5", "host_mtu=5"),
     ] {
         assert!(refused(line).contains(what), "{line}: {}", refused(line));
     }
+}
+
+#[test]
+fn networks_with_everything() {
+    use crate::net::config::{Vhost, VnetHeader};
+    let all = |line: &str| {
+        let r = run(line);
+        let found: Vec<_> = r
+            .machine
+            .devices
+            .into_iter()
+            .filter_map(|d| match d.kind {
+                DeviceKind::Net { shown, tap } => Some((shown, tap)),
+                _ => None,
+            })
+            .collect();
+        (found, r.warnings)
+    };
+    let (nics, warnings) = all(
+        "-kernel k -netdev tap,fds=3:4,id=n,vhost=on,vhostfds=5:6 -device virtio-net-pci,netdev=n,mq=on,host_mtu=9000,vectors=6",
+    );
+    assert_eq!(nics[0].1.source, TapSource::Descriptors(vec![3, 4]));
+    assert_eq!((nics[0].1.queues, &nics[0].1.vhost), (2, &Vhost::On(vec![5, 6])));
+    assert_eq!((nics[0].0.mtu, &nics[0].1.script), (9000, &None));
+    assert!(warnings.iter().any(|w| w.contains("vectors=6")), "{warnings:?}");
+    let (nics, warnings) = all(
+        "-kernel k -netdev tap,queues=4,id=n,script=no,vnet_hdr=off,sndbuf=1M -device virtio-net-pci,netdev=n",
+    );
+    assert_eq!((nics[0].1.queues, nics[0].1.vnet_header), (1, VnetHeader::Off));
+    assert_eq!(nics[0].1.sndbuf, Some(1 << 20));
+    assert!(warnings.iter().any(|w| w.contains("mq=on")), "{warnings:?}");
+    let (nics, _) =
+        all("-kernel k -netdev bridge,br=virbr0,helper=/h,id=n -device virtio-net-pci,netdev=n");
+    assert_eq!(
+        nics[0].1.source,
+        TapSource::Bridge { bridge: "virbr0".into(), helper: Some("/h".into()) }
+    );
+    let (nics, _) = all("-kernel k -nic bridge,model=virtio");
+    assert!(matches!(&nics[0].1.source, TapSource::Bridge { bridge, .. } if bridge == "br0"));
+    assert_eq!(nics[0].1.downscript, None);
+    let (nics, warnings) = all(
+        "-kernel k -nic tap,model=virtio -nic tap,model=virtio,mac=52:54:00:12:34:56 -nic tap,model=virtio -nic tap,model=virtio,mac=52:54:00:12:34:56",
+    );
+    let last: Vec<u8> = nics.iter().map(|n| n.0.mac[5]).collect();
+    assert_eq!(last, [0x57, 0x56, 0x58, 0x56]);
+    assert!(warnings.iter().any(|w| w.contains("52:54:00:12:34:56")), "{warnings:?}");
+    let r = run("-kernel k -device vhost-vsock-pci,guest-cid=0x10");
+    assert_eq!(r.machine.devices[0].kind, DeviceKind::Vsock { cid: 16, vhost: None });
 }
 
 #[test]
@@ -181,5 +352,5 @@ fn nothing_is_silently_ignored() {
         assert_eq!(table::TABLE.iter().filter(|p| p.name == o.name).count(), 1, "{}", o.name);
         assert_eq!(table::find(o.name).unwrap().name, o.name);
     }
-    assert!(table::help().contains("-snapshot"));
+    assert!(table::help().contains("-daemonize"));
 }

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use imgcore::storage::CacheMode;
-
+pub use crate::block::Drive;
 use crate::boot::kernel::KernelConfig;
 use crate::boot::smbios::SmbiosConfig;
 use crate::chardev::CharConfig;
 use crate::cpu::{CpuConfig, Topology};
 use crate::mem::MemoryConfig;
+use crate::net::config::TapConfig;
+use crate::virtio::blk::BlkConfig;
+use crate::virtio::net::NetConfig;
 
 /// What the real-time clock shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,41 +44,31 @@ pub enum OnPowerOff {
     Pause,
 }
 
-/// A disk image and how it is used.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Drive {
-    /// Its name.
-    pub id: String,
-    /// The image, as the user wrote it.
-    pub file: String,
-    /// Its format; probed when absent.
-    pub format: Option<String>,
-    /// Cache mode.
-    pub cache: CacheMode,
-    /// For reading only.
-    pub read_only: bool,
-    /// Discard requests reach the image.
-    pub discard: bool,
-    /// Serial number.
-    pub serial: String,
-}
-
 /// A device on PCI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// A disk with so many queues.
+    /// A disk.
     Blk {
         /// The image.
-        drive: Drive,
+        drive: Box<Drive>,
         /// Queues; `None` for one a vCPU.
         queues: Option<u16>,
+        /// How it is shown; name, serial number and queues are filled in.
+        shown: BlkConfig,
     },
     /// A network card on a tap interface.
     Net {
-        /// Its address.
-        mac: [u8; 6],
+        /// How it is shown; its name is filled in.
+        shown: NetConfig,
         /// The tap interface.
         tap: TapConfig,
+    },
+    /// Sockets between guest and host.
+    Vsock {
+        /// The guest's address.
+        cid: u64,
+        /// An open `/dev/vhost-vsock`.
+        vhost: Option<i32>,
     },
     /// The balloon, with free page reporting or without.
     Balloon {
@@ -98,25 +90,6 @@ pub struct DeviceConfig {
     pub slot: Option<u8>,
     /// What it is.
     pub kind: DeviceKind,
-}
-
-/// The script that takes tap interfaces down unless another is named. When it does not exist there is
-/// nothing to take down.
-pub const DOWNSCRIPT: &str = "/etc/qemu-ifdown";
-
-/// A tap interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TapConfig {
-    /// Name of the interface; the kernel's choice when empty.
-    pub ifname: String,
-    /// An open descriptor instead.
-    pub fd: Option<i32>,
-    /// Run with the interface's name when it is there.
-    pub script: Option<PathBuf>,
-    /// Run with the interface's name when the machine ends.
-    pub downscript: Option<PathBuf>,
-    /// Bytes that may wait to be sent.
-    pub sndbuf: Option<i32>,
 }
 
 /// All of it.
@@ -146,6 +119,8 @@ pub struct MachineConfig {
     pub pvpanic: bool,
     /// Devices on PCI, in the order of their slots.
     pub devices: Vec<DeviceConfig>,
+    /// Folder for temporary overlays; `/var/tmp` when empty.
+    pub scratch: PathBuf,
     /// The clock.
     pub rtc: RtcBase,
     /// Restarting.

@@ -4,13 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use imgcore::format::Access;
-use imgcore::graph::open::{self, OpenOptions, OpenRequest, Policy};
-
-use super::config::{
-    DOWNSCRIPT, DeviceConfig, DeviceKind, Drive, MachineConfig, RtcBase, TapConfig,
-};
-use crate::block::BlockBackend;
+use super::config::{DeviceConfig, DeviceKind, MachineConfig, RtcBase};
+use crate::block::Disk;
+use crate::block::open::Groups;
 use crate::bus::Device;
 use crate::chardev::{self, Opened, Standard};
 use crate::devices::Lifecycle;
@@ -26,7 +22,8 @@ use crate::kvm::Vm;
 use crate::kvm::routes::Routes;
 use crate::kvm::vm::Pin;
 use crate::mem::{Memory, layout};
-use crate::net::tap::Tap;
+use crate::net::config::TapConfig;
+use crate::net::script::Downscript;
 use crate::pci::root::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam};
 use crate::pci::{Root, routing};
 use crate::vcpu::Buses;
@@ -37,6 +34,7 @@ use crate::virtio::console::Console;
 use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::pci::{Settings, VirtioPci};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::{Error, Result};
 
 /// A serial port with its back end's input.
@@ -47,6 +45,28 @@ pub struct Port {
     pub input: Option<std::os::fd::OwnedFd>,
     /// Ctrl-a is the escape key.
     pub keys: bool,
+}
+
+/// A disk and the device that shows it.
+#[derive(Clone)]
+pub struct DiskPart {
+    /// Name of the device (`qdev`).
+    pub device: String,
+    /// The disk: name, figures, image.
+    pub disk: Arc<Disk>,
+}
+
+/// A network card and what it is connected to.
+#[derive(Clone)]
+pub struct NicPart {
+    /// Name of the device.
+    pub device: String,
+    /// Name of the host's interface.
+    pub interface: String,
+    /// The back end, as the user wanted it.
+    pub config: TapConfig,
+    /// The card: address, link.
+    pub net: Arc<Net>,
 }
 
 /// All devices of a machine.
@@ -62,6 +82,12 @@ pub struct Parts {
     pub rtc: Option<Arc<Rtc>>,
     /// The balloon.
     pub balloon: Option<Arc<Balloon>>,
+    /// Disks, for those who ask about them and steer them.
+    pub disks: Vec<DiskPart>,
+    /// Network cards, the same.
+    pub nics: Vec<NicPart>,
+    /// Limits by the name of their group.
+    pub limits: Groups,
     /// Scripts for the end.
     pub downscripts: Vec<Downscript>,
     /// Lines for people.
@@ -189,25 +215,45 @@ impl Workshop<'_> {
         parts: &mut Parts,
     ) -> Result<Arc<dyn VirtioDevice>> {
         Ok(match &device.kind {
-            DeviceKind::Blk { drive, queues } => {
+            DeviceKind::Blk { drive, queues, shown } => {
                 let usual = u16::try_from(self.config.topology.cpus).unwrap_or(1).min(16);
                 let config = BlkConfig {
                     id: device.id.clone(),
                     serial: drive.serial.clone(),
                     queues: queues.unwrap_or(usual).clamp(1, 64),
-                    discard: drive.discard,
+                    ..shown.clone()
                 };
-                Arc::new(Blk::new(config, open_drive(drive)?))
+                let usual = Path::new("/var/tmp");
+                let scratch = &self.config.scratch;
+                let scratch = if scratch.as_os_str().is_empty() { usual } else { scratch };
+                let opened = crate::block::open::disk(drive, scratch, &mut parts.limits)?;
+                parts.notes.extend(opened.notes);
+                parts.disks.push(DiskPart { device: device.id.clone(), disk: opened.disk.clone() });
+                Arc::new(Blk::over(config, opened.disk))
             }
-            DeviceKind::Net { mac, tap } => {
-                let config = NetConfig { id: device.id.clone(), mac: *mac };
-                let open = open_tap(tap)?;
-                let script = tap.downscript.clone();
-                let script = script.filter(|s| s != Path::new(DOWNSCRIPT) || s.exists());
-                parts.downscripts.extend(
-                    script.map(|script| Downscript { script, interface: open.name().to_owned() }),
-                );
-                Arc::new(Net::new(config, Box::new(open)))
+            DeviceKind::Net { shown, tap } => {
+                let config = NetConfig { id: device.id.clone(), ..shown.clone() };
+                let open = crate::net::open::tap(tap)?;
+                parts.downscripts.extend(open.downscript);
+                let net = Arc::new(Net::new(config, open.queues, open.vhost)?);
+                parts.nics.push(NicPart {
+                    device: device.id.clone(),
+                    interface: open.interface,
+                    config: tap.clone(),
+                    net: net.clone(),
+                });
+                net
+            }
+            DeviceKind::Vsock { cid, vhost } => {
+                let file = match vhost {
+                    Some(fd) => crate::net::open::inherited(*fd, "vhostfd")?.into(),
+                    None => crate::net::open::device(
+                        "/dev/vhost-vsock",
+                        "vhost_vsock",
+                        "no vhost-vsock-pci",
+                    )?,
+                };
+                Arc::new(Vsock::new(file, *cid)?)
             }
             DeviceKind::Balloon { reporting } => {
                 let balloon = Arc::new(Balloon::new(self.config.memory.size(), *reporting));
@@ -229,58 +275,6 @@ impl Workshop<'_> {
             }
         })
     }
-}
-
-fn open_drive(drive: &Drive) -> Result<Arc<dyn BlockBackend>> {
-    let request = OpenRequest::parse(&drive.file, drive.format.as_deref())?;
-    let options = OpenOptions {
-        access: if drive.read_only { Access::Read } else { Access::Write },
-        cache: drive.cache,
-        // The user named this image; names inside it are followed as QEMU does.
-        policy: Policy::everything(),
-        ..OpenOptions::default()
-    };
-    let node = open::open(&request, &options)?;
-    Ok(Arc::new(node))
-}
-
-fn open_tap(config: &TapConfig) -> Result<Tap> {
-    let tap = match config.fd {
-        Some(fd) => Tap::from_fd(
-            crate::fd::borrow(fd)
-                .try_clone_to_owned()
-                .map_err(|e| Error::io(&e).context(format!("tap descriptor fd={fd}")))?,
-        )?,
-        None => Tap::open(&config.ifname)?,
-    };
-    if let Some(bytes) = config.sndbuf {
-        tap.set_sndbuf(bytes)?;
-    }
-    if let Some(script) = &config.script {
-        run_script(script, tap.name())?;
-    }
-    Ok(tap)
-}
-
-/// Runs a network script with the interface's name, and says in full what to do when it fails.
-fn run_script(script: &std::path::Path, interface: &str) -> Result<()> {
-    let shown = script.display().to_string();
-    let hint = format!(
-        "Make {shown} executable (it gets the interface's name as its argument), or use script=no and set \
-         {interface} up yourself"
-    );
-    let status = std::process::Command::new(script).arg(interface).status().map_err(|e| {
-        Error::io(&e)
-            .context(format!("could not launch network script {shown}"))
-            .at_path(&shown)
-            .hint(hint.clone())
-    })?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Error::invalid(format!("network script {shown} {interface} failed ({status})"))
-        .at_path(&shown)
-        .hint(hint))
 }
 
 fn clock(base: RtcBase) -> rtc::Clock {
@@ -315,19 +309,5 @@ fn local_offset(seconds: u64) -> i64 {
         } else {
             parts.tm_gmtoff
         }
-    }
-}
-
-/// A tap interface that is to be taken down by a script.
-#[derive(Clone, Debug)]
-pub struct Downscript {
-    script: std::path::PathBuf,
-    interface: String,
-}
-
-impl Downscript {
-    /// Runs it.
-    pub fn run(&self) -> Result<()> {
-        run_script(&self.script, &self.interface)
     }
 }

@@ -12,6 +12,7 @@ use super::config::{MachineConfig, OnPowerOff, OnReset};
 use super::events::{Command, Event, Handle, Sink};
 use super::parts::{Parts, Workshop};
 use super::timer::RtcTimer;
+use crate::block::disk::ErrorAction;
 use crate::boot::registers::{self, Entry};
 use crate::bus::{Effect, PanicKind};
 use crate::chardev::Standard;
@@ -111,6 +112,14 @@ impl Machine {
         let group = Group::start(vcpus, &buses, &as_sink, &settings)?;
         // Set once, here.
         let _ = sink.control.set(group.control().clone());
+        for part in &parts.disks {
+            let handle = Handle(sender.clone());
+            part.disk.on_error(Box::new(move |e| {
+                if e.action == ErrorAction::Stop {
+                    handle.send(Command::Stop);
+                }
+            }));
+        }
         let timer = parts.rtc.clone().map(RtcTimer::start).transpose()?;
         Ok(Machine {
             config,

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VirtioDevice;
 use super::balloon::Balloon;
-use super::blk::{Blk, BlkConfig};
+use super::blk::{Blk, BlkConfig, Offer};
 use super::console::Console;
 use super::driver::Driver;
 use super::net::{Net, NetConfig};
@@ -127,14 +127,15 @@ impl NetBackend for Echo {
 }
 
 fn devices() -> Vec<Arc<dyn VirtioDevice>> {
-    let config = BlkConfig { id: "d".into(), serial: "s".into(), queues: 2, discard: true };
+    let config =
+        BlkConfig { id: "d".into(), queues: 2, discard: Offer::Yes, ..BlkConfig::default() };
     let echo =
         Echo { frames: Arc::default(), event: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()) };
     let console = Console::new(Box::new(Captured::default())).unwrap();
     console.receive(&[b'x'; 4096]);
     vec![
         Arc::new(Blk::new(config, Arc::new(Disk(Mutex::new(vec![0; 1 << 20]))))),
-        Arc::new(Net::new(NetConfig { id: "n".into(), mac: [2; 6] }, Box::new(echo))),
+        Arc::new(Net::new(NetConfig::default(), vec![Box::new(echo)], Vec::new()).unwrap()),
         Arc::new(Balloon::new(8 << 20, true)),
         Arc::new(console),
         Arc::new(Rng),

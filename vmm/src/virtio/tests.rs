@@ -183,8 +183,8 @@ fn card(without: u64) -> (Driver, Cable, Arc<Net>) {
         from_guest: Arc::default(),
         event: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
     };
-    let config = NetConfig { id: "n0".into(), mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56] };
-    let net = Arc::new(Net::new(config, Box::new(cable.clone())));
+    let config = NetConfig { id: "n0".into(), ..NetConfig::default() };
+    let net = Arc::new(Net::new(config, vec![Box::new(cable.clone())], Vec::new()).unwrap());
     (Driver::new(net.clone(), without), cable, net)
 }
 

@@ -29,6 +29,8 @@ pub trait Work: Send {
     /// A source is ready. Also called once for each source when the thread starts: requests may have
     /// been waiting.
     fn ready(&mut self, source: usize) -> std::result::Result<(), Broken>;
+    /// The thread is about to end: waits for what others are still doing for this work.
+    fn quiesce(&mut self) {}
 }
 
 type Ended = (Box<dyn Work>, Option<Broken>);
@@ -54,6 +56,7 @@ impl Worker {
             .name(work.name())
             .spawn(move || {
                 let result = serve(&mut *work, &inner).err();
+                work.quiesce();
                 if let Some(b) = &result {
                     broken(b);
                 }

@@ -149,6 +149,11 @@ fn killed_at_any_time_undo_restores() {
 }
 
 #[test]
+fn killed_at_every_system_call_undo_restores() {
+    scenario_with("every-call", &["strace"]);
+}
+
+#[test]
 fn scripts_do_what_the_guides_do() {
     scenario("scripts");
 }

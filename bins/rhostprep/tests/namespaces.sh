@@ -61,6 +61,7 @@ start_networkd() {
 # Everything a network change could touch.
 state() {
     ip -o -4 addr | sed 's/valid_lft.*//'; ip -o -6 addr show scope global; ip -o link show type bridge; ip -br link show dev out; ip route show table all
+    (cd /run/etc-changes/upper && find . -type f -exec sha256sum {} +)
     nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; { ls /run | grep -v '^t$\|netns\|mount\|etc-changes' || true; }; pgrep -x dnsmasq || true
 }
 same() { state > /run/t/after; diff /run/t/before /run/t/after || fail "$1: not as before"; }
@@ -399,6 +400,39 @@ killed)
         "$R" undo </dev/null >/dev/null 2>&1 || true
         same "bridge killed after $ms ms"
     done ;;
+every-call)
+    # Killed at the n-th call of each system call that changes something or waits for a program, for every n. strace
+    # counts each kind of call by itself.
+    calls="wait4 waitid poll write rename unlink mkdir ioctl fsync fdatasync ftruncate fchmod sendto clone3 clone vfork"
+    deaths=0
+    kill_at() { # n, command...: true when it came to its end
+        n=$1; shift
+        # A shell of its own says that somebody was killed, to nobody.
+        bash -c 'strace -qqq -o /dev/null -e trace=$0 -e inject=$0:signal=KILL:when=$1 "${@:2}" </dev/null; exit $?' \
+            "$call" $n "$R" "$@" >/dev/null 2>&1
+    }
+    each() { # what, command...
+        what=$1; shift
+        for call in $calls; do
+            n=1
+            until kill_at $n "$@"; do
+                deaths=$((deaths + 1))
+                [ $n -lt 1500 ] || fail "$what does not end"
+                "$R" undo </dev/null >/run/t/log 2>&1 || grep -q 'nothing to undo' /run/t/log || fail "$what, undo after $call $n: $(cat /run/t/log)"
+                same "$what killed at $call $n"
+                n=$((n + 1))
+            done
+            "$R" undo </dev/null >/dev/null
+            same "$what undone"
+        done
+    }
+    mkdir -p /etc/sysctl.d
+    state > /run/t/before
+    each nat net nat virbr0 --dhcp --yes
+    each bridge net bridge br0 --port out --yes
+    each sysctl apply --sysctl net.ipv4.ip_forward=1 --memlock 1G --yes
+    echo "$deaths deaths"
+    [ $deaths -gt 150 ] || fail "only $deaths places to die" ;;
 scripts)
     mkdir -p /run/t/etc
     # dnsmasq changes to the user nobody.

@@ -66,9 +66,10 @@ impl Programs {
     }
 
     /// Runs a program that leaves another one behind (a daemon). A shell holds the lock until the program has
-    /// ended, which is when its daemon can be found; the daemon itself does not hold it.
+    /// ended, which is when its daemon can be found; the daemon itself does not hold it. (With one command only, a
+    /// shell becomes that program instead of waiting for it; hence the second one.)
     pub fn start_daemon(&self, command: &[String]) -> Result<()> {
-        let shell = ["/bin/sh", "-c", "\"$@\" </dev/null", "sh"].map(str::to_owned);
+        let shell = ["/bin/sh", "-c", "\"$@\" </dev/null; exit $?", "sh"].map(str::to_owned);
         let whole: Vec<String> = shell.into_iter().chain(command.iter().cloned()).collect();
         let output = self.start(&whole)?;
         if output.status.success() {

@@ -1,5 +1,5 @@
-//! Threads of a launcher and the CPUs they may run on. vCPU threads are known by their names: QEMU calls them
-//! `CPU 0/KVM` (with `-name debug-threads=on`), rkvm `vcpu0`, cloud-hypervisor `vcpu0`, firecracker `fc_vcpu 0`.
+//! Threads of a launcher and the CPUs they may run on. vCPU threads are known by their names: rkvm calls them
+//! `CPU 0/KVM`, as QEMU does with `-name debug-threads=on`, cloud-hypervisor `vcpu0`, firecracker `fc_vcpu 0`.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};

@@ -117,6 +117,7 @@ pub struct EncryptSpec {
 const FORMATS: &[&str] = &[
     "bochs",
     "cloop",
+    "cow",
     "dmg",
     "luks",
     "parallels",

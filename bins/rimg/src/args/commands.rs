@@ -6,7 +6,10 @@
 
 use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 
-const FORMATS: &[&str] = &["raw", "qcow2", "vmdk"];
+/// All formats that can be read.
+const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "bochs", "cloop", "cow", "dmg"];
+/// Those that can be created.
+const TARGETS: &[&str] = &["raw", "qcow2", "vmdk"];
 const CACHE_MODES: &[&str] = &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
 
@@ -96,7 +99,7 @@ const CREATE: Command = Command {
         HELP,
         QUIET,
         OBJECT,
-        val(Some('f'), "format", "FMT", "Format of the new image (default raw)").values(FORMATS),
+        val(Some('f'), "format", "FMT", "Format of the new image (default raw)").values(TARGETS),
         val(
             Some('o'),
             "options",
@@ -232,7 +235,7 @@ const CONVERT: Command = Command {
         FORCE_SHARE.under("Source"),
         val(Some('O'), "output-format", "FMT", "Format of the target (default raw)")
             .also(&["target-format"])
-            .values(FORMATS)
+            .values(TARGETS)
             .under("Target"),
         flag(
             None,
@@ -339,7 +342,7 @@ const MEASURE: Command = Command {
         val(Some('o'), "options", "OPTS", "Options of the target's format"),
         val(Some('O'), "target-format", "FMT", "Format of the target (default raw)")
             .id("output-format")
-            .values(FORMATS),
+            .values(TARGETS),
         val(Some('l'), "snapshot", "SNAPSHOT", "Take the source as it was at this snapshot"),
         OBJECT,
         OUTPUT,
@@ -587,7 +590,7 @@ const DD: Command = Command {
         FORMAT,
         IMAGE_OPTS,
         val(Some('O'), "output-format", "FMT", "Format of the output (default raw)")
-            .values(FORMATS),
+            .values(TARGETS),
         FORCE_SHARE,
         OVERWRITE,
         ALLOW,

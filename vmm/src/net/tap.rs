@@ -227,8 +227,10 @@ impl NetBackend for Tap {
 
     fn send(&mut self, frame: &[u8]) -> std::io::Result<bool> {
         let skip = if self.vnet_hdr { 0 } else { usize::from(self.header_len) };
-        match self.file.write(frame.get(skip..).unwrap_or(&[])) {
-            Ok(_) => Ok(true),
+        let bytes = frame.get(skip..).unwrap_or(&[]);
+        match self.file.write(bytes) {
+            // A frame is taken whole or not at all.
+            Ok(n) => Ok(n == bytes.len()),
             // Busy, an interface that is down or detached, or a frame that the kernel does not like: dropped.
             Err(_) => Ok(false),
         }

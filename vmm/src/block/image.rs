@@ -156,7 +156,16 @@ impl ImageBackend {
     }
 
     fn commit_into(&self, top: &Node, reopen: &Reopen) -> Result<()> {
-        let base = open(&reopen.request, &reopen.options.clone().writable())?;
+        let base =
+            open(&reopen.request, &reopen.options.clone().writable()).map_err(|e| {
+                match e.raw_errno() {
+                Some(libc::EACCES) => e.hint(
+                    "the sandbox keeps files below a disk's image from being written: start with \
+                     -sandbox off to commit into them",
+                ),
+                _ => e,
+            }
+            })?;
         if self.certainty == Certainty::GuessedRaw {
             let mut head = vec![0; PROBE_LEN.min(index(self.len))];
             base.read(0, &mut head)?;

@@ -112,11 +112,10 @@ fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken>
     }
     let stop_fd: BorrowedFd<'_> = crate::fd::of(stop);
     loop {
+        // Descriptors that do not matter at present are left out: errors would be told all the same.
+        let wanted: Vec<usize> = (0..sources.len()).filter(|i| work.wants(*i)).collect();
         let mut set = vec![PollFd::new(stop_fd, PollFlags::POLLIN)];
-        for (i, fd) in sources.iter().enumerate() {
-            let events = if work.wants(i) { PollFlags::POLLIN } else { PollFlags::empty() };
-            set.push(PollFd::new(fd.as_fd(), events));
-        }
+        set.extend(wanted.iter().map(|i| PollFd::new(sources[*i].as_fd(), PollFlags::POLLIN)));
         match poll(&mut set, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(e) => return Err(Broken(format!("cannot wait for events: {e}"))),
@@ -127,8 +126,10 @@ fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken>
             .map(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)))
             .collect();
         // A source that only has an error or is hung up would keep poll from waiting.
-        let dead = set.iter().skip(1).any(|p| {
-            p.revents().is_some_and(|r| r.contains(PollFlags::POLLNVAL) || r == PollFlags::POLLERR)
+        let dead = set.iter().skip(1).zip(&wanted).any(|(p, i)| {
+            let failed = |r: PollFlags| r.contains(PollFlags::POLLNVAL) || r == PollFlags::POLLERR;
+            // It may have been turned off meanwhile.
+            p.revents().is_some_and(failed) && work.wants(*i)
         });
         if fired[0] {
             return Ok(());
@@ -136,8 +137,8 @@ fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken>
         if dead {
             return Err(Broken("a back end has failed".into()));
         }
-        for (i, _) in fired.iter().skip(1).enumerate().filter(|(_, f)| **f) {
-            work.ready(i)?;
+        for (i, _) in wanted.iter().zip(fired.iter().skip(1)).filter(|(_, f)| **f) {
+            work.ready(*i)?;
         }
     }
 }

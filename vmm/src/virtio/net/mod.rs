@@ -18,7 +18,7 @@ mod tests;
 mod work;
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -31,7 +31,7 @@ use crate::num::{len_u64, put_le, read_within};
 use crate::{Error, Result};
 use control::Control;
 use filter::RxFilter;
-use work::{NetWork, Side};
+use work::{NetWork, Pair, Side};
 
 const F_CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
 const F_MTU: u64 = 1 << 3;
@@ -85,8 +85,10 @@ struct Shared {
     filter: RwLock<RxFilter>,
     mac: Mutex<[u8; 6]>,
     changed: Mutex<Option<Arc<dyn Message>>>,
-    /// Rung when the link changes; one a pair of queues.
+    /// Rung when the link changes, or the number of pairs in use; one a pair of queues.
     link_events: Vec<EventFd>,
+    /// Pairs in use: the first ones.
+    pairs_on: AtomicUsize,
     /// Header length and accepted features, while active.
     active: Mutex<Option<(u8, u64)>>,
 }
@@ -106,11 +108,22 @@ impl Shared {
         }
     }
 
-    /// Frames arrive on the first `count` pairs only.
+    /// Whether a pair is used now: its queue of the back end is attached, and the link is up.
+    fn moves(&self, pair: usize) -> bool {
+        pair < self.pairs_on.load(Ordering::Acquire) && self.up()
+    }
+
+    /// Frames arrive on the first `count` pairs only. Threads use a queue of the back end only while it is
+    /// attached: its descriptor is in error otherwise.
     fn use_pairs(&self, count: usize) -> std::io::Result<()> {
-        for (i, backend) in lock(&self.backends).iter_mut().enumerate() {
-            let state = if i < count { QueueState::Attached } else { QueueState::Detached };
-            backend.set_queue(state)?;
+        let mut backends = lock(&self.backends);
+        for backend in backends.iter_mut().take(count) {
+            backend.set_queue(QueueState::Attached)?;
+        }
+        self.pairs_on.store(count, Ordering::Release);
+        self.link_events.iter().for_each(Message::raise);
+        for backend in backends.iter_mut().skip(count) {
+            backend.set_queue(QueueState::Detached)?;
         }
         Ok(())
     }
@@ -159,6 +172,7 @@ impl Net {
             mac: Mutex::new(config.mac),
             changed: Mutex::default(),
             link_events,
+            pairs_on: AtomicUsize::new(1),
             active: Mutex::default(),
         });
         shared.use_pairs(1)?;
@@ -204,15 +218,17 @@ impl Net {
             .ok_or_else(|| Error::invalid("a pair of queues without a back end"))?
             .reopen()?;
         let name = format!("{}/net{pair}", self.config.id);
+        let event = self.shared.link_events[pair].try_clone()?;
         let Some(file) = self.vhost.get(pair) else {
-            return Ok(Box::new(NetWork::new(name, backend, (rx, tx), side.clone())));
+            let own = Pair { name, backend, rx, tx, event, number: pair };
+            return Ok(Box::new(NetWork::new(own, side.clone())));
         };
         let fd = backend
             .for_vhost()
             .ok_or_else(|| Error::unsupported("this back end does not work with vhost"))?
             .try_clone_to_owned()?;
-        let link = (self.shared.link_events[pair].try_clone()?, self.shared.clone());
-        let target = Target::Net { fd, event: link.0, up: Box::new(move || link.1.up()) };
+        let shared = self.shared.clone();
+        let target = Target::Net { fd, event, up: Box::new(move || shared.moves(pair)) };
         let vhost = Vhost::new(file.try_clone()?)?;
         let work = VhostWork::new(name, vhost, target, vec![rx, tx], side.memory.clone())?
             .with_features(side.features);

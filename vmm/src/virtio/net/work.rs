@@ -1,6 +1,10 @@
 //! Moving frames between a pair of queues and the back end.
 
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Shared;
 use crate::block::vector::GuestPieces;
@@ -29,12 +33,25 @@ pub struct Side {
     pub features: u64,
 }
 
+/// A pair of queues and its queue of the back end.
+pub struct Pair {
+    /// The thread's name.
+    pub name: String,
+    /// The back end's queue.
+    pub backend: Box<dyn NetBackend>,
+    /// What the guest receives with.
+    pub rx: ActiveQueue,
+    /// What it sends with.
+    pub tx: ActiveQueue,
+    /// Rung when the link or the number of pairs in use has changed.
+    pub event: EventFd,
+    /// Which pair.
+    pub number: usize,
+}
+
 /// Serves a pair of queues.
 pub struct NetWork {
-    name: String,
-    backend: Box<dyn NetBackend>,
-    rx: ActiveQueue,
-    tx: ActiveQueue,
+    pair: Pair,
     side: Side,
     frame: Vec<u8>,
     /// Bytes of a frame in `frame` that the guest has had no buffers for.
@@ -46,25 +63,20 @@ pub struct NetWork {
 const TX: usize = 0;
 const RX: usize = 1;
 const BACKEND: usize = 2;
+const EVENT: usize = 3;
 
 impl NetWork {
-    /// For a pair: what the guest receives with, what it sends with.
-    pub fn new(
-        name: String,
-        backend: Box<dyn NetBackend>,
-        (rx, tx): (ActiveQueue, ActiveQueue),
-        side: Side,
-    ) -> Self {
-        let frame = vec![0; FRAME];
-        NetWork { name, backend, rx, tx, side, frame, waiting: None, copy: Vec::new() }
+    /// For a pair.
+    pub fn new(pair: Pair, side: Side) -> Self {
+        NetWork { pair, side, frame: vec![0; FRAME], waiting: None, copy: Vec::new() }
     }
 
     fn transmit(&mut self) -> std::result::Result<(), Broken> {
-        self.tx.answer();
+        self.pair.tx.answer();
         let up = self.side.shared.up();
         let memory = &self.side.memory;
-        let (backend, copy, header) = (&mut self.backend, &mut self.copy, self.side.header);
-        self.tx.drain(memory, |chain| {
+        let (backend, copy, header) = (&mut self.pair.backend, &mut self.copy, self.side.header);
+        self.pair.tx.drain(memory, |chain| {
             // A frame that has no header, or is longer than any, is dropped.
             let len = chain.readable_len();
             if !up || len < u64::from(header) || len > len_u64(FRAME) {
@@ -87,8 +99,11 @@ impl NetWork {
 
     fn receive(&mut self) -> std::result::Result<(), Broken> {
         for _ in 0..BURST {
+            if !self.attached() {
+                break;
+            }
             if self.waiting.is_none() {
-                let got = self.backend.receive(&mut self.frame);
+                let got = self.pair.backend.receive(&mut self.frame);
                 self.waiting = got.map_err(|e| Broken(format!("cannot receive: {e}")))?;
             }
             let Some(len) = self.waiting else { break };
@@ -97,7 +112,12 @@ impl NetWork {
             }
             self.waiting = None;
         }
-        self.rx.announce(&self.side.memory)
+        self.pair.rx.announce(&self.side.memory)
+    }
+
+    /// Whether the back end's queue can be used.
+    fn attached(&self) -> bool {
+        self.pair.number < self.side.shared.pairs_on.load(Ordering::Acquire)
     }
 
     /// Whether the frame in `frame` is for the guest.
@@ -115,10 +135,10 @@ impl NetWork {
         while room < len_u64(len) {
             if !self.side.merge && !chains.is_empty() {
                 // Too long for the only buffer: dropped, as a real card would.
-                self.rx.unpop();
+                self.pair.rx.unpop();
                 return Ok(true);
             }
-            match self.rx.pop_or_wait(memory)? {
+            match self.pair.rx.pop_or_wait(memory)? {
                 Some(chain) if chain.writable_len() == 0 => {
                     return Err(Broken("a receive buffer that cannot be written".into()));
                 }
@@ -128,7 +148,7 @@ impl NetWork {
                 }
                 None => {
                     for _ in &chains {
-                        self.rx.unpop();
+                        self.pair.rx.unpop();
                     }
                     return Ok(false);
                 }
@@ -143,7 +163,7 @@ impl NetWork {
             if chain.write(memory, 0, &self.frame[at..at + n]).is_err() {
                 return Err(Broken("a receive buffer lies outside guest memory".into()));
             }
-            self.rx.push(memory, chain.head, u32::try_from(n).unwrap_or(0))?;
+            self.pair.rx.push(memory, chain.head, u32::try_from(n).unwrap_or(0))?;
             at += n;
         }
         Ok(true)
@@ -152,20 +172,25 @@ impl NetWork {
 
 impl Work for NetWork {
     fn name(&self) -> String {
-        self.name.clone()
+        self.pair.name.clone()
     }
     fn sources(&self) -> Vec<i32> {
-        vec![self.tx.doorbell(), self.rx.doorbell(), self.backend.fd()]
+        let p = &self.pair;
+        vec![p.tx.doorbell(), p.rx.doorbell(), p.backend.fd(), p.event.as_raw_fd()]
     }
     fn wants(&self, source: usize) -> bool {
         // While a frame waits for buffers, further frames do so in the back end.
-        source != BACKEND || self.waiting.is_none()
+        source != BACKEND || (self.waiting.is_none() && self.attached())
     }
     fn ready(&mut self, source: usize) -> std::result::Result<(), Broken> {
         match source {
             TX => self.transmit(),
             RX => {
-                self.rx.answer();
+                self.pair.rx.answer();
+                self.receive()
+            }
+            EVENT => {
+                let _ = self.pair.event.read();
                 self.receive()
             }
             _ => self.receive(),

@@ -28,11 +28,17 @@
 //! data are read or written. The caller ([`crate::graph::Node`]'s range locks) makes sure that a
 //! mapping is not changed while it is being used.
 
+mod block_table;
 pub mod info;
 pub mod options;
 pub mod qcow2;
 pub mod raw;
+#[cfg(test)]
+mod testing;
+mod uuid;
+pub mod vdi;
 pub mod vmdk;
+pub mod vpc;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -441,6 +447,12 @@ pub enum Access {
 
 /// Opens files that an image names; the policy is the implementer's (see [`crate::graph`]).
 pub trait OpenGate {
+    /// Names of what is in `folder` (relative to the image's folder), sorted and bounded, for formats that
+    /// tell their parent by an identifier.
+    fn list_folder(&self, _folder: &str) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
     /// Opens `reference` (as written in the image; relative to the image's folder) as a flat storage.
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>>;
 }
@@ -611,7 +623,7 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver]
+    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver, &vdi::VdiDriver, &vpc::VpcDriver]
 }
 
 /// The driver of that name.

@@ -26,7 +26,6 @@ pub(crate) enum EntryKind {
     /// 32 bits, big endian (VHD).
     Be32,
     /// 64 bits, little endian (VHDX).
-    #[allow(dead_code)]
     Le64,
 }
 

@@ -14,6 +14,8 @@ pub enum SpecificInfo {
     Vdi(VdiInfo),
     /// vpc; qemu-img shows nothing here.
     Vpc(VpcInfo),
+    /// vhdx; qemu-img shows nothing here.
+    Vhdx(VhdxInfo),
     /// A regular file.
     File(FileInfo),
 }
@@ -155,6 +157,38 @@ pub struct VpcInfo {
     /// Of the disk below.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent_uuid: Option<String>,
+    /// Names under which the disk below is looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_names: Option<Vec<String>>,
+}
+
+/// VHDX's details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VhdxInfo {
+    /// `fixed`, `dynamic` or `differencing`.
+    pub subformat: String,
+    /// The program that made it.
+    pub creator: String,
+    /// Of the header that counts.
+    pub sequence_number: u64,
+    /// Changes with the file.
+    pub file_write_guid: String,
+    /// Changes with the content.
+    pub data_write_guid: String,
+    /// Of the disk.
+    pub disk_id: String,
+    /// Bytes.
+    pub logical_sector_size: u64,
+    /// Bytes.
+    pub physical_sector_size: u64,
+    /// Bytes.
+    pub log_size: u64,
+    /// The log holds changes that were not carried out in the file; what is shown is with them.
+    pub log_to_replay: bool,
+    /// `data-write-guid` of the disk below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_linkage: Option<Vec<String>>,
     /// Names under which the disk below is looked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent_names: Option<Vec<String>>,

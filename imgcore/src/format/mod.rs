@@ -37,6 +37,7 @@ pub mod raw;
 mod testing;
 mod uuid;
 pub mod vdi;
+pub mod vhdx;
 pub mod vmdk;
 pub mod vpc;
 
@@ -623,7 +624,14 @@ pub trait Driver: Sync {
 
 /// All drivers.
 pub fn drivers() -> &'static [&'static dyn Driver] {
-    &[&raw::RawDriver, &qcow2::Qcow2Driver, &vmdk::VmdkDriver, &vdi::VdiDriver, &vpc::VpcDriver]
+    &[
+        &raw::RawDriver,
+        &qcow2::Qcow2Driver,
+        &vmdk::VmdkDriver,
+        &vdi::VdiDriver,
+        &vpc::VpcDriver,
+        &vhdx::VhdxDriver,
+    ]
 }
 
 /// The driver of that name.

@@ -6,7 +6,7 @@
 
 use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 
-const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc"];
+const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx"];
 const CACHE_MODES: &[&str] = &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
 

@@ -7,9 +7,10 @@
 use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 
 /// All formats that can be read.
-const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "bochs", "cloop", "cow", "dmg"];
+const FORMATS: &[&str] =
+    &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "bochs", "cloop", "cow", "dmg"];
 /// Those that can be created.
-const TARGETS: &[&str] = &["raw", "qcow2", "vmdk"];
+const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx"];
 const CACHE_MODES: &[&str] = &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
 

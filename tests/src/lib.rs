@@ -7,7 +7,7 @@
 //! * [`corpus`] and [`content`] are images made by other products, and their known content;
 //!   [`roundtrip`] converts them there and back, [`hostile`] is for those that must be refused.
 //! * [`arrows`] and [`licences`] read the sources: who may use whom, and on what terms.
-//! * [`bench`] measures the two programs against each other.
+//! * [`bench`] measures the two programs against each other, [`vmbench`] `rkvm` beside QEMU.
 //!
 //! The crate is for tests; it prints.
 
@@ -26,3 +26,4 @@ pub mod run;
 pub mod scenario;
 pub mod source;
 pub mod tools;
+pub mod vmbench;

@@ -11,37 +11,43 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
 }
 
-/// Our program: `$RIMG`, or the release binary, which cargo brings up to date first.
+/// Our image program: `$RIMG`, or the release binary (see [`built`]).
 ///
 /// # Errors
 /// A sentence saying what is missing.
 pub fn rimg() -> Result<PathBuf, String> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    FOUND.get_or_init(find_rimg).clone()
+    FOUND.get_or_init(|| built("rimg")).clone()
 }
 
-fn find_rimg() -> Result<PathBuf, String> {
-    if let Some(given) = std::env::var_os("RIMG") {
+/// One of our programs: what the variable of its name in capitals names, or the release binary, which cargo brings up
+/// to date first.
+///
+/// # Errors
+/// A sentence saying what is missing.
+pub fn built(name: &str) -> Result<PathBuf, String> {
+    let variable = name.to_uppercase();
+    if let Some(given) = std::env::var_os(&variable) {
         return std::fs::canonicalize(&given)
-            .map_err(|e| format!("RIMG={}: {e}", given.to_string_lossy()));
+            .map_err(|e| format!("{variable}={}: {e}", given.to_string_lossy()));
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
-        .args(["build", "--release", "--package", "rimg", "--bin", "rimg"])
+        .args(["build", "--release", "--package", name, "--bin", name])
         .args(["--message-format", "json"])
         .current_dir(workspace())
         .output()
-        .map_err(|e| format!("cannot run cargo to build rimg (or set RIMG): {e}"))?;
+        .map_err(|e| format!("cannot run cargo to build {name} (or set {variable}): {e}"))?;
     if !built.status.success() {
         let why = String::from_utf8_lossy(&built.stderr);
-        return Err(format!("cargo build --release -p rimg failed (or set RIMG): {why}"));
+        return Err(format!("cargo build --release -p {name} failed (or set {variable}): {why}"));
     }
     String::from_utf8_lossy(&built.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .next_back()
-        .ok_or_else(|| "cargo build named no executable for rimg".to_owned())
+        .ok_or_else(|| format!("cargo build named no executable for {name}"))
 }
 
 /// A reference or helper program on the `PATH`.

@@ -98,7 +98,10 @@ impl FileStorage {
             flags |= libc::O_DIRECT;
         }
         let file = how.custom_flags(flags).open(path).map_err(|e| {
-            Error::io(&e).context(format!("Could not open '{name}'")).at_path(&name)
+            let direct = options.cache.direct() && e.raw_os_error() == Some(libc::EINVAL);
+            let why =
+                if direct { " with O_DIRECT, which its file system may not have" } else { "" };
+            Error::io(&e).context(format!("Could not open '{name}'{why}")).at_path(&name)
         })?;
         Self::from_file(file, name, options)
     }

@@ -84,9 +84,19 @@ impl System {
 
     /// CPUID leaves that the host can give to guests.
     pub fn supported_cpuid(&self) -> Result<CpuId> {
-        self.kvm
+        let mut leaves = self
+            .kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(failed("cannot ask KVM which CPUID leaves it supports"))
+            .map_err(failed("cannot ask KVM which CPUID leaves it supports"))?;
+        // KVM leaves the brand string to us; a guest without one makes a name up.
+        for leaf in leaves.as_mut_slice() {
+            let empty = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx] == [0; 4];
+            if empty && (0x8000_0002..=0x8000_0004).contains(&leaf.function) {
+                let own = std::arch::x86_64::__cpuid(leaf.function);
+                (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (own.eax, own.ebx, own.ecx, own.edx);
+            }
+        }
+        Ok(leaves)
     }
 
     /// The model-specific registers that make up a vCPU's state.

@@ -1,0 +1,128 @@
+//! In the outer machine: starts each program with each guest, prints `BENCH who what value` lines.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+const MIB: u64 = 256;
+const APPEND: &str = "console=ttyS0 quiet loglevel=3 reboot=k panic=-1 tsc=reliable";
+const QEMU: &[&str] = &["-cpu", "host", "-m", "256", "-nodefaults", "-no-user-config", "-display"];
+
+/// What is measured with one start of one program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Job<'a> {
+    /// The time to `/init`, and memory then.
+    Boot,
+    /// Reads of the disk of a format.
+    Disk(&'a str),
+}
+
+/// Kills what it holds.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Everything that is measured in the outer machine.
+///
+/// # Errors
+/// A sentence when a program cannot be started or ends early.
+pub fn run() -> Result<(), String> {
+    for _ in 0..3 {
+        for who in ["rkvm", "qemu-microvm", "qemu-pc"] {
+            one(who, Job::Boot)?;
+        }
+    }
+    for format in ["raw", "qcow2"] {
+        for who in ["rkvm", "qemu-pc", "qemu-pc+iothread"] {
+            one(who, Job::Disk(format))?;
+        }
+    }
+    Ok(())
+}
+
+fn command(who: &str, job: Job<'_>) -> Command {
+    let mut command;
+    if who == "rkvm" {
+        command = Command::new("./rkvm");
+        command
+            .args("-cpu host -m 256 -nodefaults -display none -serial stdio -no-reboot".split(' '));
+    } else {
+        command = Command::new("qemu/qemu-system-x86_64");
+        command.env("LD_LIBRARY_PATH", "/payload/qemu/lib").args(["-L", "qemu/share"]);
+        command.args(QEMU).args(["none", "-serial", "stdio", "-no-reboot"]);
+        command
+            .args(["-M", if who == "qemu-microvm" { "microvm,accel=kvm" } else { "pc,accel=kvm" }]);
+    }
+    command.args(["-kernel", "vmlinux", "-initrd", "bench.cpio.gz"]);
+    match job {
+        Job::Boot => command.args(["-append", APPEND]),
+        Job::Disk(format) => {
+            command.args(["-append", &format!("{APPEND} disk")]);
+            command
+                .args(["-drive", &format!("file=/tmp/disk.{format},format={format},if=none,id=d")]);
+            let mut device = "virtio-blk-pci,drive=d".to_owned();
+            if who.ends_with("iothread") {
+                command.args(["-object", "iothread,id=t"]);
+                device += ",iothread=t";
+            }
+            command.args(["-device", &device])
+        }
+    };
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+fn one(who: &str, job: Job<'_>) -> Result<(), String> {
+    let began = Instant::now();
+    let child = command(who, job).spawn().map_err(|e| format!("{who}: {e}"))?;
+    let mut machine = Machine(child);
+    let pid = machine.0.id();
+    let out = machine.0.stdout.take().ok_or("no pipe")?;
+    let mut input = machine.0.stdin.take().ok_or("no pipe")?;
+    let mut seen = false;
+    for line in BufReader::new(out).split(b'\n') {
+        let line = line.map_err(|e| format!("{who}: {e}"))?;
+        let line = String::from_utf8_lossy(&line);
+        let mut words = line.split_whitespace();
+        match (words.next(), job) {
+            (Some("INIT"), Job::Boot) => {
+                println!("BENCH {who} init {:.4}", began.elapsed().as_secs_f64());
+                let (rss, pss) = beyond(pid)?;
+                println!("BENCH {who} rss {rss:.2}\nBENCH {who} pss {pss:.2}");
+                return Ok(());
+            }
+            (Some("INIT"), _) => input.write_all(b"\n").map_err(|e| format!("{who}: {e}"))?,
+            (Some("FIGURE"), Job::Disk(format)) => {
+                let (name, value) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+                println!("BENCH {who} {name}-{format} {value}");
+                seen = true;
+            }
+            _ => println!("{who}: {line}"),
+        }
+    }
+    if seen { Ok(()) } else { Err(format!("{who} ended before the guest had done its job")) }
+}
+
+/// Resident and proportional MiB of a process, without the mapping that is the guest's memory.
+fn beyond(pid: u32) -> Result<(f64, f64), String> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+    let (mut rss, mut pss, mut guest) = (0, 0, false);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let name = words.next().unwrap_or("");
+        let kib = words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        match name {
+            "Size:" => guest = kib >= MIB << 10,
+            "Rss:" if !guest => rss += kib,
+            "Pss:" if !guest => pss += kib,
+            _ => {}
+        }
+    }
+    Ok((rss as f64 / 1024.0, pss as f64 / 1024.0))
+}

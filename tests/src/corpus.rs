@@ -51,6 +51,7 @@ impl Row {
     pub fn driver(&self) -> Option<&str> {
         match self.format.as_str() {
             "malicious" => None,
+            "vhd" => Some("vpc"),
             format => Some(format),
         }
     }

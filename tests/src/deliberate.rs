@@ -64,6 +64,16 @@ pub const DIFFERENCES: &[Difference] = &[
         by: "",
     },
     Difference {
+        why: "Details of VDI, VHD and VHDX (kind, identifiers, parent): the reference shows none.",
+        pattern: r"(?m)^Format specific information:\n(?:    [^\n]*\n)*?    (?:uuid|disk id): [^\n]*\n(?:    [^\n]*\n)*",
+        by: "",
+    },
+    Difference {
+        why: "The same in JSON.",
+        pattern: r#"(?m)^    "format-specific": \{\n        "type": "(?:vdi|vpc|vhdx)",\n(?:        [^\n]*\n)+    \},\n"#,
+        by: "",
+    },
+    Difference {
         why: "The same in JSON.",
         pattern: r#"(?m)^            "encrypt": \{\n(?:                [^\n]*\n)+            \},\n"#,
         by: "",
@@ -138,6 +148,13 @@ const REBUILT_ONCE: &str = "The new refcount structure takes the place of the ol
      nothing to repair twice.";
 const SPARSE_TABLES: &str = "New tables are sparse in the host's file; with so little stored the reference takes the image for a \
      preallocated one, looks for holes in the data, and finds them.";
+
+const MORE_FORMATS: &str =
+    "Checking, repairing, resizing and measuring: the reference has no such thing for this format.";
+const VHDX_STATUS: &str =
+    "The reference takes all of a VHDX for data, and cannot map it for people.";
+const FOOTER: &str = "A fixed VHD is not probed, so its file is compared: maker, time and identifier in the footer differ.";
+const NOTHING_STORED: &str = "Zeroes over blocks that were never written need no block.";
 
 /// Lines of scenarios.
 pub const LINES: &[LineDifference] = &[
@@ -338,6 +355,176 @@ pub const LINES: &[LineDifference] = &[
         stdout: Some(r"No errors were found on the image\.\n.*"),
         stderr: Some(r""),
     },
+    LineDifference {
+        scenario: "vdi: what qemu-img cannot",
+        line: "measure -O vdi --size 100M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vdi: what qemu-img cannot",
+        line: "measure -O vdi -f raw a.raw",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vdi: what qemu-img cannot",
+        line: "check -r all -f vdi a.vdi",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"No errors were found on the image\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vdi: what qemu-img cannot",
+        line: "resize -f vdi a.vdi +1M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vdi: what qemu-img cannot",
+        line: "resize -f vdi --shrink a.vdi 2M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vpc: what qemu-img cannot",
+        line: "measure -O vpc --size 100M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vpc: what qemu-img cannot",
+        line: "measure -O vpc -f raw a.raw",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vpc: what qemu-img cannot",
+        line: "check -r all -f vpc a.vhd",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"No errors were found on the image\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vpc: what qemu-img cannot",
+        line: "resize -f vpc a.vhd +1M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vpc: what qemu-img cannot",
+        line: "resize -f vpc --shrink a.vhd 2M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vhdx: what qemu-img cannot",
+        line: "measure -O vhdx --size 100M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vhdx: what qemu-img cannot",
+        line: "measure -O vhdx -f raw a.raw",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vhdx: what qemu-img cannot",
+        line: "resize -f vhdx a.vhdx +1M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vhdx: what qemu-img cannot",
+        line: "resize -f vhdx --shrink a.vhdx 2M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vpc: check and map",
+        line: "check -f vpc a.vhd",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"No errors were found on the image\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vpc: check and map",
+        line: "check -f vpc --output=json a.vhd",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(
+            r#"\{\n    "check-errors": 0,\n    "filename": "a\.vhd",\n    "format": "vpc"\n\}\n"#,
+        ),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vpc: check and map",
+        line: "check -q -f vpc a.vhd",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r""),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vhdx: check and map",
+        line: "map -f vhdx a.vhdx",
+        why: VHDX_STATUS,
+        exit: Some(0),
+        stdout: Some(r"(?s)Offset .*0x100000 .*0x500000 +0x100000 .*"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "vhdx: check and map",
+        line: "map -f vhdx --output=json a.vhdx",
+        why: VHDX_STATUS,
+        exit: None,
+        stdout: Some(r#"(?s)\[.*"length": ?4194304.*\]\n?"#),
+        stderr: None,
+    },
+    LineDifference {
+        scenario: "vhdx: check and map",
+        line: "map -s 4M -l 2M -f vhdx --output=json a.vhdx",
+        why: VHDX_STATUS,
+        exit: None,
+        stdout: Some(r#"(?s)\[.*"length": ?1048576.*\]\n?"#),
+        stderr: None,
+    },
+    LineDifference {
+        scenario: "vhdx: compare and dd",
+        line: "compare -s -f vhdx -F raw b.vhdx a.raw",
+        why: VHDX_STATUS,
+        exit: None,
+        stdout: Some(r"Strict mode: Offset 1048576 block status mismatch!\n"),
+        stderr: None,
+    },
 ];
 
 /// Files of scenarios.
@@ -449,6 +636,102 @@ pub const FILES: &[FileDifference] = &[
         file: "b.qcow2",
         why: WIDTH_KEPT,
         complaint: r"check: exit 3 / exit 0",
+    },
+    FileDifference {
+        scenario: "vdi: create",
+        file: "j.vdi",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vpc: create",
+        file: "j.vhd",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vpc: create",
+        file: "j2.vhd",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vpc: create",
+        file: "k.vhd",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vhdx: create",
+        file: "c.vhdx",
+        why: "For a disk of no bytes the reference wants a table of 64 MiB (it counts one entry less than none).",
+        complaint: r"ours does not open",
+    },
+    FileDifference {
+        scenario: "vhdx: create",
+        file: "j.vhdx",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vhdx: create",
+        file: "k.vhdx",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vhdx: create",
+        file: "k2.vhdx",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vhdx: create",
+        file: "k3.vhdx",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vhdx: create",
+        file: "k4.vhdx",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "vpc: create",
+        file: "f.vhd",
+        why: FOOTER,
+        complaint: r"bytes differ",
+    },
+    FileDifference {
+        scenario: "vpc: create",
+        file: "h.vhd",
+        why: FOOTER,
+        complaint: r"bytes differ",
+    },
+    FileDifference {
+        scenario: "vpc: info",
+        file: "a1.vhd",
+        why: FOOTER,
+        complaint: r"bytes differ",
+    },
+    FileDifference {
+        scenario: "vpc: convert both ways",
+        file: "c1.vhd",
+        why: FOOTER,
+        complaint: r"bytes differ",
+    },
+    FileDifference {
+        scenario: "vdi: convert both ways",
+        file: "c0.vdi",
+        why: NOTHING_STORED,
+        complaint: r"map:",
+    },
+    FileDifference {
+        scenario: "vpc: convert both ways",
+        file: "c0.vhd",
+        why: NOTHING_STORED,
+        complaint: r"map:",
     },
 ];
 

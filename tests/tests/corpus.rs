@@ -16,7 +16,7 @@ use suite::roundtrip::{Programs, round_trip};
 use suite::tools;
 
 /// The formats that are whole so far.
-const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "bochs", "cloop", "dmg"];
+const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "bochs", "cloop", "dmg"];
 
 #[test]
 fn images_in_testdata_convert_to_their_known_content_and_back() {

@@ -108,6 +108,87 @@ pub const JOBS: &[Job] = &[
         ..PLAIN
     },
     Job {
+        name: "vdi -> raw",
+        line: "convert -f vdi -O raw m.vdi out.raw",
+        inputs: &["m.vdi"],
+        outputs: &["out.raw"],
+        verify: Verify::Same(RAW, ("out.raw", "raw")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "vdi -> qcow2",
+        line: "convert -f vdi -O qcow2 m.vdi out.qcow2",
+        inputs: &["m.vdi"],
+        outputs: &["out.qcow2"],
+        verify: Verify::Same(RAW, ("out.qcow2", "qcow2")),
+        limit: Some("m.vdi"),
+        ..PLAIN
+    },
+    Job {
+        name: "raw -> vdi",
+        line: "convert -f raw -O vdi m.raw out.vdi",
+        inputs: &["m.raw"],
+        outputs: &["out.vdi"],
+        verify: Verify::Same(RAW, ("out.vdi", "vdi")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "vpc -> raw",
+        line: "convert -f vpc -O raw m.vhd out.raw",
+        inputs: &["m.vhd"],
+        outputs: &["out.raw"],
+        verify: Verify::Same(RAW, ("out.raw", "raw")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "vpc -> qcow2",
+        line: "convert -f vpc -O qcow2 m.vhd out.qcow2",
+        inputs: &["m.vhd"],
+        outputs: &["out.qcow2"],
+        verify: Verify::Same(RAW, ("out.qcow2", "qcow2")),
+        limit: Some("m.vhd"),
+        ..PLAIN
+    },
+    Job {
+        name: "raw -> vpc",
+        line: "convert -f raw -O vpc -o force_size=on m.raw out.vhd",
+        inputs: &["m.raw"],
+        outputs: &["out.vhd"],
+        verify: Verify::Same(RAW, ("out.vhd", "vpc")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "vhdx -> raw",
+        line: "convert -f vhdx -O raw m.vhdx out.raw",
+        inputs: &["m.vhdx"],
+        outputs: &["out.raw"],
+        verify: Verify::Same(RAW, ("out.raw", "raw")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "vhdx -> qcow2",
+        line: "convert -f vhdx -O qcow2 m.vhdx out.qcow2",
+        inputs: &["m.vhdx"],
+        outputs: &["out.qcow2"],
+        verify: Verify::Same(RAW, ("out.qcow2", "qcow2")),
+        limit: Some("m.vhdx"),
+        ..PLAIN
+    },
+    Job {
+        name: "raw -> vhdx",
+        line: "convert -f raw -O vhdx m.raw out.vhdx",
+        inputs: &["m.raw"],
+        outputs: &["out.vhdx"],
+        verify: Verify::Same(RAW, ("out.vhdx", "vhdx")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
         name: "raw -> raw",
         line: "convert -f raw -O raw m.raw out.raw",
         inputs: &["m.raw"],

@@ -13,6 +13,8 @@ use crate::num::round_up;
 use crate::storage::Preallocation;
 use crate::{Error, Result};
 
+/// Room that makers leave in front of the first block.
+const ROOM: u64 = 8 * MIB;
 /// Findings that get a line of their own.
 const MAX_LINES: u64 = 100;
 
@@ -134,7 +136,7 @@ fn entries(image: &VhdxImage, findings: &mut Findings<'_>) -> Result<(Used, Vec<
                 "leads beyond the end of the file"
             }
             state::FULLY_PRESENT | state::PARTIALLY_PRESENT => {
-                if used.take(place, block) {
+                if used.take_block(place, block) {
                     continue;
                 }
                 let line = format!(
@@ -176,10 +178,19 @@ fn separate(image: &VhdxImage, twice: &[u64]) -> Result<()> {
     Ok(())
 }
 
-/// MiB of the file that could be given back by moving blocks and cutting the end.
+/// MiB of the file that could be given back by moving blocks and cutting the end. What lies before the first
+/// block is the choice of who made the image.
 fn leaked(image: &VhdxImage, used: &Used) -> Result<u64> {
     let block = image.read_state().meta.block;
-    let inner: u64 = used.gaps().iter().map(|(from, to)| (to - from) / block * block).sum();
     let end = round_up(image.storage.len()?, MIB).saturating_sub(used.end());
+    let Some(first) = used.first() else {
+        return Ok(if end > ROOM { end / MIB } else { 0 });
+    };
+    let inner: u64 = used
+        .gaps()
+        .iter()
+        .filter(|(from, _)| *from > first)
+        .map(|(from, to)| (to - from) / block * block)
+        .sum();
     Ok((inner + end) / MIB)
 }

@@ -21,17 +21,30 @@ const PASS: usize = 64 << 10;
 pub(super) struct Used {
     words: Vec<u64>,
     end: u64,
+    /// Where the first block is.
+    first: Option<u64>,
 }
 
 impl Used {
     /// A map in which only the reserved parts of a file of `len` bytes are in use.
     pub fn new(reserved: &[(u64, u64)], len: u64) -> Self {
         let words = small(round_up(len, MIB).div_ceil(MIB).div_ceil(64));
-        let mut used = Used { words: vec![0; words], end: 0 };
+        let mut used = Used { words: vec![0; words], end: 0, first: None };
         for &(from, to) in reserved {
             used.take(from, to - from);
         }
         used
+    }
+
+    /// Enters a block; `false` if some of it was entered before.
+    pub fn take_block(&mut self, at: u64, len: u64) -> bool {
+        self.first = Some(self.first.map_or(at, |first| first.min(at)));
+        self.take(at, len)
+    }
+
+    /// Where the first block is.
+    pub fn first(&self) -> Option<u64> {
+        self.first
     }
 
     /// Enters a part; `false` if some of it was entered before.

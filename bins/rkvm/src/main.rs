@@ -97,11 +97,9 @@ fn run_machine(run: Run, daemon: Option<daemon::Daemon>, voice: &Voice) -> vmm::
     if let Some(daemon) = daemon {
         daemon.ready()?;
     }
-    if let Some(signals) = signals {
-        terminal.enter(signals);
-    }
+    let raw = signals.map(|signals| terminal.enter(signals));
     let exit = machine.run();
-    terminal.leave();
+    drop(raw);
     Ok(match exit? {
         Exit::PowerOff | Exit::Reset | Exit::Quit => 0,
         Exit::Panicked => {

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use vmm::chardev::config::Signals;
 
-/// A terminal in raw mode; undone when dropped, by [`Terminal::leave`], or for as long as the program is
-/// stopped (Ctrl-z). Clones mean the same terminal.
+/// The terminal of standard input. Clones mean the same one.
 #[derive(Clone, Default)]
 pub struct Terminal(Arc<Mutex<Option<Modes>>>);
+
+/// Keeps the terminal in raw mode; when dropped, also by a panic, it is as it was found.
+pub struct Raw(Terminal);
 
 struct Modes {
     terminal: OwnedFd,
@@ -20,12 +22,12 @@ struct Modes {
 impl Terminal {
     /// Characters go to the guest as they are typed, if standard input is a terminal. The signal keys act
     /// on this program only if they are to.
-    pub fn enter(&self, signals: Signals) {
+    pub fn enter(&self, signals: Signals) -> Raw {
         let stdin = std::io::stdin();
         let (Ok(before), Ok(terminal)) =
             (tcgetattr(stdin.as_fd()), stdin.as_fd().try_clone_to_owned())
         else {
-            return;
+            return Raw(self.clone());
         };
         let mut raw = before.clone();
         // A line feed still begins a line at its left margin.
@@ -38,6 +40,7 @@ impl Terminal {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Modes { terminal, before, raw });
         self.resume();
+        Raw(self.clone())
     }
 
     /// Raw again, after the program was stopped.
@@ -49,17 +52,15 @@ impl Terminal {
     }
 
     /// As it was found.
-    pub fn leave(&self) {
+    fn leave(&self) {
         if let Some(m) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = tcsetattr(&m.terminal, SetArg::TCSANOW, &m.before);
         }
     }
 }
 
-impl Drop for Terminal {
+impl Drop for Raw {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.0) == 1 {
-            self.leave();
-        }
+        self.0.leave();
     }
 }

@@ -228,6 +228,42 @@ fn pausing_a_guest_that_talks_and_quitting_at_once() {
     assert!(vm.wait().success());
 }
 
+#[test]
+fn committing_images() {
+    let Some(b) = bench("commit") else { return };
+    std::fs::write(b.path("base.img"), vec![0; 1 << 20]).unwrap();
+    let run = |words: &str, line: &str| {
+        let mut vm =
+            b.start(&format!("-serial null -monitor unix:@mon,server=on,wait=off {words}"));
+        let mut m = b.connect("mon");
+        m.until("(qemu) ");
+        let answer = m.hmp(line);
+        // Whatever happened, the disk is still there.
+        assert!(m.hmp("info block").contains("virtio0: "), "{answer}");
+        assert!(!m.hmp("info block").contains("virtio0:  ("), "{answer}");
+        m.send("quit\n");
+        assert!(vm.wait().success(), "{}", vm.errors());
+        answer
+    };
+    let raw = "-drive file=@base.img,if=virtio,format=raw";
+    assert_eq!(run(&format!("{raw},snapshot=on"), "commit virtio0"), "");
+    assert_eq!(run(&format!("{raw},snapshot=on"), "commit all"), "");
+    assert!(run(raw, "commit virtio0").contains("no backing file"));
+    assert_eq!(run(raw, "commit all"), "");
+    assert!(run(raw, "commit nope").contains("Device 'nope' not found"));
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .args([b.path("base.img"), b.path("over.qcow2")])
+        .status();
+    if !made.is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED committing an overlay: no qemu-img");
+        return;
+    }
+    let overlay = "-drive file=@over.qcow2,if=virtio";
+    assert!(run(overlay, "commit virtio0").contains("-sandbox off"));
+    assert_eq!(run(&format!("{overlay} -sandbox off"), "commit virtio0"), "");
+}
+
 /// The package qemu.qmp: from PYTHON_QMP, or where python3 finds it.
 #[test]
 fn the_client_library_of_qemu() {

@@ -131,3 +131,41 @@ fn messages_and_exit_status() {
     assert!(vm.wait().success());
     assert!(vm.errors().contains("waiting for connection on: disconnected:unix:"));
 }
+
+/// The terminal is raw while the guest has it, and as it was afterwards, however the machine ends.
+#[test]
+fn the_terminal_is_given_back() {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    let Some(b) = bench("the terminal") else { return };
+    for way in ["keys", "signal", "guest"] {
+        let pair = nix::pty::openpty(None, None).unwrap();
+        let mut master = std::fs::File::from(pair.master);
+        let slave = || std::process::Stdio::from(pair.slave.try_clone().unwrap());
+        let mut command = b.command("-serial mon:stdio");
+        let child = command.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
+        let mut vm = common::Running { child };
+        let mut seen = Vec::new();
+        let end = std::time::Instant::now() + common::LIMIT;
+        while !seen.windows(6).any(|w| w == b"ready\r") && !seen.ends_with(b"ready\n") {
+            assert!(std::time::Instant::now() < end, "{:?}", String::from_utf8_lossy(&seen));
+            let mut set = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut set, PollTimeout::from(200u8)).unwrap() > 0 {
+                let mut buf = [0; 256];
+                let n = master.read(&mut buf).unwrap();
+                seen.extend_from_slice(&buf[..n]);
+            }
+        }
+        let cooked = || tcgetattr(&pair.slave).unwrap().local_flags.contains(LocalFlags::ICANON);
+        assert!(!cooked(), "{way}");
+        match way {
+            "keys" => master.write_all(b"\x01x").unwrap(),
+            "guest" => master.write_all(b"q").unwrap(),
+            _ => vm.signal(Signal::SIGTERM),
+        }
+        assert!(vm.wait().success(), "{way}");
+        assert!(cooked(), "{way}");
+    }
+}

@@ -10,6 +10,12 @@ pub enum SpecificInfo {
     Qcow2(Qcow2Info),
     /// vmdk
     Vmdk(VmdkInfo),
+    /// vdi; qemu-img shows nothing here.
+    Vdi(VdiInfo),
+    /// vpc; qemu-img shows nothing here.
+    Vpc(VpcInfo),
+    /// vhdx; qemu-img shows nothing here.
+    Vhdx(VhdxInfo),
     /// A regular file.
     File(FileInfo),
 }
@@ -88,6 +94,104 @@ pub struct VmdkExtentInfo {
     /// Present (true) for compressed ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compressed: Option<bool>,
+}
+
+/// VDI's details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VdiInfo {
+    /// `dynamic`, `static`, `undo` or `differencing`.
+    pub image_type: String,
+    /// Comment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Blocks of the guest's disk.
+    pub blocks: u64,
+    /// Blocks that the file holds.
+    pub blocks_allocated: u64,
+    /// Bytes in front of each block's data, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_extra: Option<u64>,
+    /// Where the first block is in the file.
+    pub data_offset: u64,
+    /// Of this image.
+    pub uuid: String,
+    /// Changes with the content.
+    pub modify_uuid: String,
+    /// Of the disk below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_uuid: Option<String>,
+    /// `modify-uuid` of the disk below when this image was made on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_modify_uuid: Option<String>,
+}
+
+/// VHD's details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VpcInfo {
+    /// `fixed`, `dynamic` or `differencing`.
+    pub subformat: String,
+    /// The program that made it, four letters.
+    pub creator: String,
+    /// Its version.
+    pub creator_version: String,
+    /// `Wi2k` or `Mac`.
+    pub creator_host_os: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Of this image.
+    pub uuid: String,
+    /// Bytes, when it was made.
+    pub original_size: u64,
+    /// Bytes; the disk's size unless the maker counts by geometry.
+    pub current_size: u64,
+    /// Geometry.
+    pub cylinders: u16,
+    /// Geometry.
+    pub heads: u8,
+    /// Geometry: sectors of a track.
+    pub sectors: u8,
+    /// The machine was suspended.
+    pub saved_state: bool,
+    /// Of the disk below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_uuid: Option<String>,
+    /// Names under which the disk below is looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_names: Option<Vec<String>>,
+}
+
+/// VHDX's details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VhdxInfo {
+    /// `fixed`, `dynamic` or `differencing`.
+    pub subformat: String,
+    /// The program that made it.
+    pub creator: String,
+    /// Of the header that counts.
+    pub sequence_number: u64,
+    /// Changes with the file.
+    pub file_write_guid: String,
+    /// Changes with the content.
+    pub data_write_guid: String,
+    /// Of the disk.
+    pub disk_id: String,
+    /// Bytes.
+    pub logical_sector_size: u64,
+    /// Bytes.
+    pub physical_sector_size: u64,
+    /// Bytes.
+    pub log_size: u64,
+    /// The log holds changes that were not carried out in the file; what is shown is with them.
+    pub log_to_replay: bool,
+    /// `data-write-guid` of the disk below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_linkage: Option<Vec<String>>,
+    /// Names under which the disk below is looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_names: Option<Vec<String>>,
 }
 
 /// A regular file's details.

@@ -28,6 +28,7 @@
 //! data are read or written. The caller ([`crate::graph::Node`]'s range locks) makes sure that a
 //! mapping is not changed while it is being used.
 
+mod block_table;
 pub mod bochs;
 pub mod cloop;
 mod codec;
@@ -38,7 +39,13 @@ pub mod options;
 mod packed;
 pub mod qcow2;
 pub mod raw;
+#[cfg(test)]
+mod testing;
+mod uuid;
+pub mod vdi;
+pub mod vhdx;
 pub mod vmdk;
+pub mod vpc;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -447,6 +454,12 @@ pub enum Access {
 
 /// Opens files that an image names; the policy is the implementer's (see [`crate::graph`]).
 pub trait OpenGate {
+    /// Names of what is in `folder` (relative to the image's folder), sorted and bounded, for formats that
+    /// tell their parent by an identifier.
+    fn list_folder(&self, _folder: &str) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
     /// Opens `reference` (as written in the image; relative to the image's folder) as a flat storage.
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>>;
 }
@@ -621,6 +634,9 @@ pub fn drivers() -> &'static [&'static dyn Driver] {
         &raw::RawDriver,
         &qcow2::Qcow2Driver,
         &vmdk::VmdkDriver,
+        &vdi::VdiDriver,
+        &vpc::VpcDriver,
+        &vhdx::VhdxDriver,
         &bochs::BochsDriver,
         &cloop::CloopDriver,
         &cow::CowDriver,

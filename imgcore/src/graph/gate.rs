@@ -148,6 +148,9 @@ pub fn combine(image: &str, reference: &str) -> String {
     }
 }
 
+/// Names of a folder that are looked at.
+const MAX_NAMES: usize = 10_000;
+
 /// Opens the further files of one image (extents, data files).
 pub(super) struct ImageGate<'a> {
     /// The image's path.
@@ -162,6 +165,17 @@ impl OpenGate for ImageGate<'_> {
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>> {
         let path = self.policy.follow(self.image, reference)?;
         open_data_file(&path, access, self.options)
+    }
+
+    fn list_folder(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.policy.follow(self.image, folder)?;
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path)?.take(MAX_NAMES) {
+            // Names that are no text cannot be written in an image either.
+            names.extend(entry?.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
     }
 }
 

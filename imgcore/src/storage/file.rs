@@ -99,7 +99,7 @@ impl FileStorage {
         }
         let file = how.custom_flags(flags).open(path).map_err(|e| {
             let direct = options.cache.direct() && e.raw_os_error() == Some(libc::EINVAL);
-            let how =
+            let why =
                 if direct { " with O_DIRECT, which its file system may not have" } else { "" };
             Error::io(&e).context(format!("Could not open '{name}'{why}")).at_path(&name)
         })?;

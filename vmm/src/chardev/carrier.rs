@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::device::{CharEvent, FrontEnd, Shared};
+use super::device::{CharEvent, Direct, FrontEnd, Shared};
 use super::keys::{Key, Keys};
 use super::telnet::{self, Telnet};
 use super::transport::{Link, Opened, Source};
@@ -169,6 +169,9 @@ impl Carrier {
             let mut state = self.shared.lock();
             state.filename = link.filename.clone();
             state.connected = true;
+            // Datagrams are better filled, TELNET's bytes are not the guest's.
+            let plain = self.telnet.is_none() && !matches!(self.source, Source::Datagrams);
+            state.direct = link.output.as_ref().filter(|_| plain).and_then(Direct::of);
             if self.telnet.is_some() {
                 self.telnet = Some(Telnet::default());
                 self.greeting = telnet::GREETING.to_vec();
@@ -188,6 +191,7 @@ impl Carrier {
         {
             let mut state = self.shared.lock();
             state.connected = false;
+            state.direct = None;
             state.out.clear();
             if let Some(name) = self.source.waiting_name() {
                 state.filename = name;
@@ -392,6 +396,7 @@ impl Drop for Carrier {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.connected = false;
+        state.direct = None;
         self.shared.moved(&mut state);
     }
 }

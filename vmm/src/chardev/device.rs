@@ -6,6 +6,9 @@
 //! and output is dropped at once until it reads again. So a reader that is merely slow loses nothing, and
 //! one that has stopped delays a vCPU once, not at each byte.
 //!
+//! While the queue is empty, bytes are written at once, by whoever has them, as far as the descriptor takes
+//! them: most output needs no other thread to wake up.
+//!
 //! Lock order: the front ends' list is never locked together with the state; front ends are called
 //! without any lock held.
 
@@ -86,10 +89,45 @@ struct Stamps {
     line_begins: bool,
 }
 
+/// A descriptor that takes bytes without making anybody wait.
+pub(super) struct Direct {
+    file: File,
+    /// Others share it and rely on its blocking: it is asked before each write.
+    ask: bool,
+}
+
+impl Direct {
+    /// Another handle of a connection's output.
+    pub fn of(output: &File) -> Option<Self> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let flags = fcntl(output, FcntlArg::F_GETFL).ok()?;
+        let ask = !OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK);
+        Some(Direct { file: output.try_clone().ok()?, ask })
+    }
+
+    /// Writes what is taken at once; returns how many bytes. Errors are left to the thread, which meets
+    /// them too.
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        if self.ask {
+            let mut set = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+            let ready = poll(&mut set, PollTimeout::ZERO).is_ok_and(|n| n > 0);
+            if !ready || set[0].revents() != Some(PollFlags::POLLOUT) {
+                return 0;
+            }
+        }
+        // A pipe that is writable takes a page without blocking.
+        self.file.write(&bytes[..bytes.len().min(4096)]).unwrap_or(0)
+    }
+}
+
 #[derive(Default)]
 pub(super) struct State {
     pub sink: Sink,
     pub out: VecDeque<u8>,
+    /// To be written to while the queue is empty.
+    pub direct: Option<Direct>,
     pub connected: bool,
     stuck: bool,
     /// Raised whenever the reader took something.
@@ -342,6 +380,11 @@ impl Output for Writer {
 
 impl Writer {
     fn queue(&self, mut state: MutexGuard<'_, State>, mut bytes: &[u8]) {
+        if state.out.is_empty()
+            && let Some(direct) = &mut state.direct
+        {
+            bytes = &bytes[direct.write(bytes)..];
+        }
         while state.connected && !bytes.is_empty() {
             let n = QUEUE.saturating_sub(state.out.len()).min(bytes.len());
             if n > 0 {

@@ -184,6 +184,14 @@ pub fn serial(b: &mut Builder, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// `-parallel none`.
+pub fn parallel(_b: &mut Builder, text: &str) -> Result<()> {
+    if matches!(text, "none" | "null") {
+        return Ok(());
+    }
+    Err(Error::unsupported("there is no parallel port yet").hint("Use -parallel none"))
+}
+
 /// `-chardev socket,id=c0,...`.
 pub fn chardev(b: &mut Builder, text: &str) -> Result<()> {
     if text == "help" || text == "?" {

@@ -221,7 +221,7 @@ pub static TABLE: &[Opt] = &[
     not_yet("usbdevice", NO_USB),
     not_yet("watchdog", "Leave it out; there is no watchdog yet"),
     not_yet("watchdog-action", "Leave it out; there is no watchdog yet"),
-    not_yet("parallel", "Leave it out; there is no parallel port yet"),
+    run("parallel", "none", chardev::parallel, ""),
     not_yet("virtioconsole", "Use -device virtconsole,chardev=..."),
     not_yet("fw_cfg", "Leave it out; there is no firmware yet"),
     not_yet("acpitable", "Leave it out"),

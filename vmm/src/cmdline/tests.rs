@@ -412,6 +412,7 @@ fn nothing_is_silently_ignored() {
         ("-kernel k -vnc :0", "VNC is not supported yet"),
         ("-kernel k -no-acpi", "-no-acpi: not supported yet"),
         ("-kernel k -frobnicate", "invalid option"),
+        ("-kernel k -parallel pty", "-parallel none"),
         ("-kernel k -no-", "could be"),
         ("-kernel k -m", "requires an argument"),
         ("-m 1G", "-kernel"),

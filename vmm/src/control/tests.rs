@@ -382,3 +382,77 @@ fn a_person_types() {
     let spaced = qmp::session::spaced(&json!({"a": [1, 2], "b": {}}));
     assert_eq!(spaced, b"{\"a\": [1, 2], \"b\": {}}");
 }
+
+/// Nonsense from a generator (xorshift), mixed with pieces of real commands, so that all of the parsers are
+/// reached. Nothing may panic, and the session must still work afterwards.
+#[test]
+fn noise_harms_no_session() {
+    let words: &[&[u8]] = &[
+        b"info ",
+        b"x/",
+        b"4xw ",
+        b"i ",
+        b"$pc",
+        b"(",
+        b"-",
+        b"balloon ",
+        b"help ",
+        b"\"",
+        b"\\",
+        b"\t",
+        b"\x1b[A",
+        b"\x17",
+        b"\x01",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b"'",
+        b":",
+        b",",
+        b"execute",
+        b"\n",
+        b"\r",
+        b"p ",
+        b"/",
+        b"%",
+        b"0",
+        b"sum ",
+        b"99999999999",
+        b"cpu ",
+        b"commit ",
+        b"\xff",
+        b"\xc3",
+    ];
+    for seed in 1..=40u64 {
+        let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut next = || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x
+        };
+        let mut noise = Vec::new();
+        for _ in 0..400 {
+            match next() % 4 {
+                0 => noise.push(next().to_le_bytes()[0]),
+                _ => noise.extend_from_slice(words[usize::try_from(next() % 35).unwrap()]),
+            }
+        }
+        let (machine, port) = (Shared::default(), Port::default());
+        let (mut person, mut out) = (hmp::Session::new(), Captured::default());
+        person.event(CharEvent::Opened, &mut out);
+        person.input(&noise, &machine, &mut out);
+        person.input(b"\r\x03info kvm\r", &machine, &mut out);
+        assert!(out.text().ends_with("kvm support: enabled\r\n(qemu) "), "{seed}: {noise:?}");
+        let (mut program, mut out) = (qmp::Session::new(false), Captured::default());
+        program.event(CharEvent::Opened, &mut out);
+        program.input(b"{\"execute\": \"qmp_capabilities\"}", &machine, &port, &mut out);
+        program.input(&noise, &machine, &port, &mut out);
+        program.input(b"\xff\n{\"execute\": \"query-kvm\"}", &machine, &port, &mut out);
+        assert!(
+            out.text().ends_with("{\"return\": {\"enabled\": true, \"present\": true}}\r\n"),
+            "{seed}: {noise:?}"
+        );
+    }
+}

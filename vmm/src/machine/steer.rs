@@ -242,25 +242,25 @@ impl Steered for Machine {
 
     fn commit(&mut self, device: Option<&str>) -> Result<bool> {
         let mut found = false;
-        for part in &self.parts.disks {
-            let image = part.disk.image();
-            match (device, image) {
-                (Some(name), _) if name != part.disk.name() => {}
-                (Some(_), Some(image)) => {
-                    image.commit()?;
-                    found = true;
-                }
-                (Some(name), None) => {
-                    return Err(Error::invalid(format!("{name} is no image file")));
-                }
-                // Those without anything below have nothing to commit.
-                (None, Some(image))
-                    if image.describe().is_ok_and(|d| d.temporary || !d.below.is_empty()) =>
-                {
-                    image.commit()?;
-                }
-                (None, _) => {}
+        for part in self.parts.disks.iter().filter(|p| device.is_none_or(|d| d == p.disk.name())) {
+            let Some(image) = part.disk.image() else { continue };
+            let description = image.describe()?;
+            // Those without anything below have nothing to commit; a name that was given says why.
+            if device.is_none() && !description.temporary && description.below.is_empty() {
+                continue;
             }
+            // Committing opens files below anew. The sandbox lets that happen for images that the user
+            // named and that temporary overlays stand on, and for no others.
+            if self.confinement.is_some() && !description.temporary && !description.below.is_empty()
+            {
+                return Err(Error::unsupported(format!(
+                    "{}: the sandbox keeps the image below from being opened again",
+                    part.disk.name()
+                ))
+                .hint("Start with -sandbox off, or commit when the guest has ended: rimg commit"));
+            }
+            image.commit()?;
+            found = true;
         }
         Ok(found)
     }

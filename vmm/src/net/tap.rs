@@ -227,21 +227,17 @@ impl NetBackend for Tap {
 
     fn send(&mut self, frame: &[u8]) -> std::io::Result<bool> {
         let skip = if self.vnet_hdr { 0 } else { usize::from(self.header_len) };
-        match self.file.write(frame.get(skip..).unwrap_or(&[])) {
-            Ok(_) => Ok(true),
-            // Busy, an interface that is down or detached, or a frame that the kernel does not like: dropped.
-            Err(_) => Ok(false),
-        }
+        // Busy, an interface that is down or detached, or a frame that the kernel does not like: dropped.
+        // A frame is taken as a whole or not at all.
+        let frame = frame.get(skip..).unwrap_or(&[]);
+        Ok(self.file.write(frame).is_ok_and(|n| n == frame.len()))
     }
 
     fn send_direct(&mut self, frame: &GuestPieces<'_>) -> std::io::Result<Option<bool>> {
         if !self.vnet_hdr || frame.is_empty() {
             return Ok(None);
         }
-        match frame.write_once(self.file.as_fd()) {
-            Ok(_) => Ok(Some(true)),
-            Err(_) => Ok(Some(false)),
-        }
+        Ok(Some(frame.write_once(self.file.as_fd()).is_ok()))
     }
 
     fn set_queue(&mut self, state: QueueState) -> std::io::Result<()> {

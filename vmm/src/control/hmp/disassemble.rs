@@ -27,6 +27,7 @@ pub fn list(mut at: u64, count: u64, bits: u32, read: &dyn Fn(u64, &mut [u8]) ->
     let mut text = String::new();
     let mut formatter = GasFormatter::new();
     formatter.options_mut().set_gas_show_mnemonic_size_suffix(true);
+    formatter.options_mut().set_uppercase_hex(false);
     formatter.options_mut().set_space_after_operand_separator(true);
     for _ in 0..count {
         let mut bytes = [0; LONGEST];

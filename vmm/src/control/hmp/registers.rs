@@ -88,13 +88,13 @@ fn segment(out: &mut String, name: &str, s: &kvm_segment, wide: bool) {
     );
     if s.present != 0 {
         let _ = write!(out, " DPL={} ", s.dpl);
-        out.push_str(&kind(s));
+        out.push_str(&kind(s, wide));
     }
     out.push('\n');
 }
 
 /// What a descriptor describes.
-fn kind(s: &kvm_segment) -> String {
+fn kind(s: &kvm_segment, wide: bool) -> String {
     let t = s.type_;
     let flag = |bit: u8, c: char| if t & bit != 0 { c } else { '-' };
     if s.s == 0 {
@@ -116,7 +116,8 @@ fn kind(s: &kvm_segment) -> String {
             "IntGate64",
             "TrapGate64",
         ];
-        return names[usize::from(t & 15)].into();
+        let name = names[usize::from(t & 15)];
+        return if wide { name.into() } else { name.replace("64", "32") };
     }
     if t & 8 != 0 {
         let size = if s.l != 0 {

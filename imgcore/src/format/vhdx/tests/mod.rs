@@ -1,0 +1,6 @@
+//! Tests of the format.
+
+mod chain;
+mod hostile;
+mod log;
+mod model;

@@ -43,8 +43,8 @@ fn pci(machine: &Description<'_>, out: &mut Vec<u8>) {
     let (start64, len64) = machine.pci64;
     let cache = AddressSpaceCacheable::NotCacheable;
     let resources = ResourceTemplate::new(vec![
-        // One bus: a root bus without bridges. Its ECAM is as large as for 256 all the same.
-        &AddressSpace::new_bus_number(0u16, 0xff),
+        // One bus: a root bus without bridges, as MCFG says.
+        &AddressSpace::new_bus_number(0u16, 0),
         &IO::new(0xcf8, 0xcf8, 1, 8),
         &AddressSpace::new_io(0u16, 0xcf7, None),
         &AddressSpace::new_io(0xd00u16, 0xffff, None),

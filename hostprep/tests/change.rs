@@ -124,6 +124,12 @@ impl Effects for Deadly {
     fn write_value(&mut self, place: &Path, value: &str) -> std::io::Result<()> {
         self.inner.write_value(place, value)
     }
+    fn make_group(&mut self, place: &Path) -> std::io::Result<()> {
+        self.inner.make_group(place)
+    }
+    fn remove_group(&mut self, place: &Path) -> std::io::Result<()> {
+        self.inner.remove_group(place)
+    }
     fn load_module(&mut self, name: &str, parameters: &[(String, String)]) -> Result<()> {
         self.inner.load_module(name, parameters)
     }
@@ -164,6 +170,13 @@ fn host(root: &Path) -> Host {
 
 fn quiet(_: usize, _: &Action) {}
 
+/// GRUB's environment block: 1024 bytes, filled up with '#'.
+fn environment_block(line: &str) -> Vec<u8> {
+    let mut bytes = format!("# GRUB Environment Block\n{line}\n").into_bytes();
+    bytes.resize(1024, b'#');
+    bytes
+}
+
 /// A shape with what actions need: device nodes as files, generated boot files, available governors.
 fn prepared(mut shape: Shape) -> Fake {
     shape
@@ -172,20 +185,25 @@ fn prepared(mut shape: Shape) -> Fake {
         .set("/net", "")
         .remove("/net")
         .set("/boot/grub/grub.cfg", "menuentry x {\n linux /vmlinuz quiet\n}")
-        .set("/boot/grub2/grubenv", "# GRUB Environment Block")
+        .bytes("/boot/grub2/grubenv", &environment_block("saved_entry=a"))
         .set(
             "/boot/loader/entries/a.conf",
             "title Linux\nlinux /vmlinuz\noptions root=/dev/sda1 quiet",
         )
         .set("/usr/sbin/grub-mkconfig", "")
         .set("/etc/fstab", "/dev/sda2 / ext4 defaults 0 1")
+        .set("/sys/kernel/mm/ksm/pages_to_scan", "100")
         .set("/proc/sys/vm/compact_memory", "")
         .set("/proc/irq/5/smp_affinity_list", "0-3")
         .set("/proc/sys/net/ipv4/ip_forward", "0")
         .set("/sys/devices/system/cpu/cpufreq/policy0/scaling_governor", "powersave")
         .set("/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", "0")
         .set("/sys/module/kvm/parameters/x", "1");
+    shape.set("/proc/irq/0/smp_affinity_list", "0-3").set("/run/utmp", "");
     let fake = shape.build();
+    // The timer does not move; such files are read-only in a tree.
+    let timer = fake.folder.path().join("proc/irq/0/smp_affinity_list");
+    std::fs::set_permissions(timer, std::fs::Permissions::from_mode(0o444)).unwrap();
     std::fs::write(fake.folder.path().join("net"), "").unwrap();
     let node = fake.folder.path().join("dev/kvm");
     std::fs::set_permissions(node, std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -225,6 +243,23 @@ fn cases() -> Vec<Case> {
     };
     let loaded = |mut shape: Shape| {
         shape.set("/proc/modules", "ext4 1 0 - Live 0x0\nkvm_amd 16384 0 - Live 0x0");
+        shape
+    };
+    let groups = |mut shape: Shape| {
+        shape
+            .set("/sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids")
+            .set("/sys/fs/cgroup/cgroup.subtree_control", "cpu");
+        shape
+    };
+    let balanced = |mut shape: Shape| {
+        shape.set("/etc/default/irqbalance", "# comment\nIRQBALANCE_ONESHOT=");
+        shape
+    };
+    let big_governors = |mut shape: Shape| {
+        for policy in 0..8 {
+            let path = format!("/sys/devices/system/cpu/cpufreq/policy{policy}/scaling_governor");
+            shape.set(&path, "powersave");
+        }
         shape
     };
     let unloaded = |mut shape: Shape| {
@@ -269,6 +304,18 @@ fn cases() -> Vec<Case> {
         case("isolate by grub", amd(), &|w| {
             w.isolate = CpuSet::parse("2-3").map(|set| (set, IsolateBy::Boot));
         }),
+        case("isolate by a cpuset partition", groups(amd()), &|w| {
+            w.isolate = CpuSet::parse("2-3").map(|set| (set, IsolateBy::Cpuset));
+        }),
+        case("irqs beside irqbalance", balanced(amd()), &|w| {
+            w.irq_affinity = CpuSet::parse("0-1");
+        }),
+        case("governor of every policy", big_governors(intel()), &|w| {
+            w.governor = Some("performance".into());
+        }),
+        case("ksm settings", intel(), &|w| {
+            w.ksm = vec![pair("run", "1"), pair("pages_to_scan", "1000")];
+        }),
         case("boot option by systemd-boot", laptop(), &|w| {
             w.boot_options = vec!["iommu=pt".into()];
         }),
@@ -307,16 +354,17 @@ fn every_action_plans_applies_once_and_undoes() {
 
 #[test]
 fn cpuset_partition_needs_cgroup_2() {
-    let mut shape = intel();
-    shape
-        .set("/sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids")
-        .set("/sys/fs/cgroup/cgroup.subtree_control", "cpuset cpu");
-    let fake = prepared(shape);
-    let wishes = wish(|w| w.isolate = CpuSet::parse("2-3,6-7").map(|set| (set, IsolateBy::Cpuset)));
-    let plan = change::plan(&host(fake.folder.path()), &wishes).unwrap();
-    assert_eq!(plan.actions.len(), 3);
-    let fake = prepared(amd());
-    assert!(change::plan(&host(fake.folder.path()), &wishes).is_err());
+    let wishes = wish(|w| w.isolate = CpuSet::parse("2-3").map(|set| (set, IsolateBy::Cpuset)));
+    for controllers in [None, Some("cpu io memory")] {
+        let mut shape = amd();
+        shape.remove("/sys/fs/cgroup/cgroup.controllers");
+        if let Some(controllers) = controllers {
+            shape.set("/sys/fs/cgroup/cgroup.controllers", controllers);
+        }
+        let fake = prepared(shape);
+        let error = change::plan(&host(fake.folder.path()), &wishes).unwrap_err();
+        assert!(error.to_string().contains("cgroup.controllers"), "{error}");
+    }
 }
 
 /// A plan of everything: files in new and old folders, values, a module, a mount, swap, boot loader, network.

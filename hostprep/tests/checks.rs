@@ -93,13 +93,30 @@ fn empty_and_hostile_trees_only_cost_findings() {
 }
 
 #[test]
-fn sixty_four_cpus_take_less_than_200_ms() {
+fn sixty_four_cpus() {
+    // How long that takes is measured by `cargo bench -p hostprep`.
     let fake = big().build();
-    let start = std::time::Instant::now();
     let findings = check::run(&fake.host, &Wanted::default(), &[]).unwrap();
-    let took = start.elapsed();
     assert_eq!(findings.len(), 64);
-    assert!(took.as_millis() < 200, "{took:?}");
+    assert_eq!(fake.host.topology().online().len(), 64);
+}
+
+/// Facts come from files and system calls: nothing that checks or reads starts a program.
+#[test]
+fn facts_start_no_program() {
+    let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut looked = 0;
+    for folder in ["check", "host", "report", "cpu"] {
+        for entry in std::fs::read_dir(sources.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            for word in ["process::Command", "Command::new", "Programs", "libc::system", "execv"] {
+                assert!(!text.contains(word), "{} has {word}", path.display());
+            }
+            looked += 1;
+        }
+    }
+    assert!(looked > 25, "only {looked} files");
 }
 
 #[test]

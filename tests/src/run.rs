@@ -9,7 +9,7 @@ use crate::images;
 use crate::normal::{Normal, normal, without_offsets};
 use crate::process::{End, Invocation, Outcome};
 use crate::scenario::{Action, Images, Line, Relaxed, Scenario};
-use crate::tools::Reference;
+use crate::tools::{self, Reference};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -155,6 +155,7 @@ impl Side<'_> {
             .env("PATH", path)
             .env("REF", &self.bench.reference.img)
             .env("IO", &self.bench.reference.io)
+            .env("TESTDATA", tools::workspace().join("testdata"))
             .run()
             .map_err(|e| e.to_string())
     }

@@ -8,13 +8,15 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use suite::content::sha256;
 use suite::corpus::{Corpus, Row};
 use suite::hostile;
+use suite::process::{End, Invocation};
 use suite::roundtrip::{Programs, round_trip};
 use suite::tools;
 
 /// The formats that are whole so far.
-const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx"];
+const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "bochs", "cloop", "dmg"];
 
 #[test]
 fn images_in_testdata_convert_to_their_known_content_and_back() {
@@ -29,6 +31,31 @@ fn images_by_other_products_convert_to_their_known_content_and_back() {
         Ok(corpus) => convert_all(&corpus),
         Err(why) => tools::skip("the images by other products", &why),
     }
+}
+
+#[test]
+fn an_overlay_of_user_mode_linux_shows_its_disk() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let testdata = tools::workspace().join("testdata");
+    let corpus = Corpus::load(testdata).unwrap();
+    let row = |name: &str| corpus.rows.iter().find(|r| r.name() == name).unwrap();
+    let rimg = |args: &[&str]| {
+        let said = Invocation::new(tools::rimg().unwrap(), dir.path()).args(args).run().unwrap();
+        (said.end == End::Exit(0), String::from_utf8_lossy(&said.stderr).into_owned())
+    };
+    let overlay = row("uml-empty.cow");
+    corpus.unpack(overlay, dir.path()).unwrap();
+    corpus.unpack(row("p12m-64k.cloop"), dir.path()).unwrap();
+    let (done, said) = rimg(&["convert", "-f", "cloop", "-O", "raw", "p12m-64k.cloop", "disk.raw"]);
+    assert!(done, "{said}");
+    // It names a disk that was in a folder of whoever made it.
+    let (done, said) = rimg(&["convert", "-O", "raw", "uml-empty.cow", "all.raw"]);
+    assert!(!done && said.contains("umlbase.raw"), "{said}");
+    let opts =
+        "driver=cow,file.filename=uml-empty.cow,backing.driver=raw,backing.file.filename=disk.raw";
+    let (done, said) = rimg(&["convert", "--image-opts", "-O", "raw", opts, "all.raw"]);
+    assert!(done, "{said}");
+    assert_eq!(sha256(&dir.path().join("all.raw")).unwrap(), overlay.sha256_content);
 }
 
 #[test]

@@ -241,3 +241,43 @@ fn completions_and_man_pages_are_sound() {
         assert!(said.success(), "{command}: {}{}", said.out(), said.err());
     }
 }
+
+/// The same bytes have the same digest in every format, and it is SHA-256's where that is asked for.
+#[test]
+fn digests_do_not_depend_on_the_format() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = dir.path();
+    let mut disk = vec![0; 5 << 20];
+    disk[1_000_000..1_500_000].fill(7);
+    disk[(4 << 20) + 123..].fill(9);
+    std::fs::write(at.join("a.raw"), &disk).unwrap();
+    let of = |args: &[&str]| {
+        let said = good(at, &[&["digest"], args].concat()).unwrap();
+        String::from_utf8(said.stdout).unwrap()
+    };
+    let raw = of(&["-f", "raw", "a.raw"]);
+    let hash = raw.split_whitespace().next().unwrap().to_owned();
+    assert!(hash.starts_with("rimg1:"), "{raw}");
+    for (name, options) in [
+        ("b.qcow2", &["-O", "qcow2"][..]),
+        ("c.qcow2", &["-c", "-O", "qcow2"]),
+        ("d.vmdk", &["-O", "vmdk"]),
+        ("e.vmdk", &["-O", "vmdk", "-o", "subformat=streamOptimized"]),
+        ("f.raw", &["-S", "0", "-O", "raw"]),
+    ] {
+        good(at, &[&["convert", "-f", "raw"], options, &["a.raw", name]].concat()).unwrap();
+        assert_eq!(of(&[name]).split_whitespace().next(), Some(&hash[..]), "{name}");
+        assert!(of(&["--expect", &hash, name]).contains("OK"));
+    }
+    let plain = of(&["--sha256", "d.vmdk"]);
+    let theirs = suite::content::sha256(&at.join("a.raw")).unwrap();
+    assert!(plain.starts_with(&format!("sha256:{theirs}")), "{plain}");
+    of(&["--save", "b.qcow2"]);
+    assert!(of(&["--check", "b.qcow2"]).contains("OK"));
+    std::fs::copy(at.join("b.qcow2.digest"), at.join("a.raw.digest")).unwrap();
+    disk[0] = 1;
+    std::fs::write(at.join("a.raw"), &disk).unwrap();
+    let ends = |args: &[&str]| run(at, args).unwrap().end;
+    assert_eq!(ends(&["digest", "-f", "raw", "--check", "a.raw"]), End::Exit(1));
+    assert_eq!(ends(&["digest", "--expect", "rimg1:12", "a.raw"]), End::Exit(2));
+}

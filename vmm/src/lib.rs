@@ -12,6 +12,8 @@
 //! * [`devices`], [`pci`], [`virtio`]: what the guest sees. [`block`] and [`net`] are what lies behind.
 //! * [`boot`], [`cpu`]: kernels, tables, CPUID.
 //! * [`chardev`]: where serial ports lead.
+//! * [`control`]: monitors for people and for programs.
+//! * [`sandbox`]: confines the process once everything is open.
 //! * [`machine`]: builds all of it, runs it, takes it down in one order.
 //!
 //! The library never prints, exits, or reads arguments or the environment. A guest is hostile: nothing
@@ -22,6 +24,7 @@ pub mod boot;
 pub mod bus;
 pub mod chardev;
 pub mod cmdline;
+pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod fd;
@@ -32,6 +35,7 @@ pub mod mem;
 pub mod net;
 pub mod num;
 pub mod pci;
+pub mod sandbox;
 pub mod vcpu;
 pub mod virtio;
 

@@ -7,9 +7,10 @@ use std::arch::global_asm;
 use std::path::{Path, PathBuf};
 
 use common::kvm;
-use vmm::chardev::{CharConfig, Standard};
+use vmm::chardev::config::FileMode;
+use vmm::chardev::{CharKind, Standard};
 use vmm::machine::config::{DeviceConfig, DeviceKind, Drive, OnReset};
-use vmm::machine::{Command, Exit, Machine, MachineConfig};
+use vmm::machine::{Command, Exit, Machine, MachineConfig, Silent};
 
 /// An ELF file with one segment at 1 MiB and a PVH note.
 fn elf(code: &[u8]) -> Vec<u8> {
@@ -51,8 +52,14 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let kernel = folder.path().join("kernel");
         std::fs::write(&kernel, elf(code)).unwrap();
+        let kind = CharKind::File {
+            path: folder.path().join("serial"),
+            mode: FileMode::Truncate,
+            input: None,
+        };
         let mut config = MachineConfig {
-            serial: vec![CharConfig::File(folder.path().join("serial"))],
+            chardevs: vec![("serial0".into(), kind.into())],
+            serial: vec!["serial0".into()],
             debug_exit: Some(0xf4),
             ..MachineConfig::default()
         };
@@ -66,14 +73,15 @@ impl Bench {
     }
 
     fn run(&self) -> Exit {
-        let machine = Machine::build(self.config.clone(), Standard::default()).unwrap();
+        let machine =
+            Machine::build(self.config.clone(), Standard::default(), &mut Silent).unwrap();
         let handle = machine.handle();
         // A guest that hangs ends the test, with what it has said.
         std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_secs(60));
             handle.send(Command::Quit);
         });
-        machine.run(Box::new(|_| {})).unwrap()
+        machine.run().unwrap()
     }
 
     fn said(&self) -> String {
@@ -221,12 +229,18 @@ fn a_guest_reads_its_disk() {
     std::fs::write(bench.path("disk"), disk).unwrap();
     let drive = Drive {
         id: "d0".into(),
-        file: bench.path("disk").to_string_lossy().into_owned(),
-        format: Some("raw".into()),
+        image: imgcore::graph::open::OpenRequest::file(bench.path("disk").to_string_lossy())
+            .with_driver(Some("raw")),
         ..Drive::default()
     };
-    let kind = DeviceKind::Blk { drive, queues: Some(1) };
+    // As a person would have it: confined, and with -snapshot.
+    let drive = Drive { persistence: vmm::block::config::Persistence::Temporary, ..drive };
+    bench.config.sandbox = vmm::sandbox::Sandbox::On { removed: Vec::new() };
+    let shown = vmm::virtio::blk::BlkConfig::default();
+    let kind = DeviceKind::Blk { drive: Box::new(drive), queues: Some(1), shown };
     bench.config.devices.push(DeviceConfig { id: "d0".into(), slot: Some(1), kind });
-    assert_eq!(bench.run(), Exit::Code(1), "{}", bench.said());
+    // The thread that runs a machine is confined for good.
+    let exit = std::thread::scope(|s| s.spawn(|| bench.run()).join().unwrap());
+    assert_eq!(exit, Exit::Code(1), "{}", bench.said());
     assert_eq!(bench.said(), "sector 1");
 }

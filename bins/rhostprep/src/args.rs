@@ -321,7 +321,7 @@ pub struct NetBridge {
     /// Spanning tree
     #[arg(long, value_enum, default_value_t)]
     pub stp: Switch,
-    /// dhcp, or an address like 192.168.1.5/24 (the port's own unless given)
+    /// dhcp, or an address like 192.168.1.5/24 or 2001:db8::5/64 (the port's own unless given)
     #[arg(long)]
     pub address: Option<String>,
     /// Also write the files of whoever manages the network here
@@ -341,6 +341,9 @@ pub struct NetInside {
     /// Addresses
     #[arg(long, default_value = "192.168.122.0/24")]
     pub subnet: String,
+    /// IPv6 addresses too: a /64 of what was delegated to this host (not with nat)
+    #[arg(long, value_name = "NETWORK")]
+    pub subnet6: Option<String>,
     /// Give addresses out (dnsmasq)
     #[arg(long)]
     pub dhcp: bool,

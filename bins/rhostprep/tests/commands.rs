@@ -192,6 +192,66 @@ fn pages_and_completions() {
     assert_eq!(list.lines().count(), 64);
 }
 
+/// A program that reads what we write, when it is installed.
+fn read_by(program: &str, arguments: &[&str], text: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rhostprep");
+    std::fs::write(&path, text).unwrap();
+    match Command::new(program).args(arguments).arg(&path).output() {
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert!(output.status.success(), "{program}: {said}");
+        }
+        Err(_) => {
+            eprintln!("SKIPPED commands: {program} is not installed, so it reads nothing of ours");
+        }
+    }
+}
+
+#[test]
+fn pages_and_completions_are_read_by_their_readers() {
+    let pages: [&[&str]; 8] = [
+        &[],
+        &["check"],
+        &["apply"],
+        &["undo"],
+        &["net"],
+        &["net", "bridge"],
+        &["net", "nat"],
+        &["pin"],
+    ];
+    for words in pages {
+        let page = out(&rhostprep(&[&["man"], words].concat()));
+        // Style is for authors; what would be shown wrongly counts.
+        read_by("mandoc", &["-T", "lint", "-W", "error"], &page);
+    }
+    for (shell, arguments) in [("bash", &["-n"][..]), ("zsh", &["-n"]), ("fish", &["--no-execute"])]
+    {
+        read_by(shell, arguments, &out(&rhostprep(&["completions", shell])));
+    }
+}
+
+#[test]
+fn check_starts_no_program_and_opens_no_network_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let run = Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=execve,execveat,connect", "-o"])
+        .arg(&trace)
+        .args([env!("CARGO_BIN_EXE_rhostprep"), "check", "--guests", "4x1G"])
+        .output();
+    let Ok(output) = run else {
+        eprintln!("SKIPPED commands::check_starts_no_program: strace is not installed");
+        return;
+    };
+    assert!(out(&output).contains("64 checks"), "{}", err(&output));
+    let trace = std::fs::read_to_string(&trace).unwrap();
+    let calls: Vec<&str> = trace.lines().filter(|line| line.contains('(')).collect();
+    assert_eq!(calls.len(), 1, "more than our own start: {calls:#?}");
+    assert!(calls[0].contains("execve("), "{}", calls[0]);
+}
+
 #[test]
 fn pin_shows_and_binds_this_process() {
     let pid = std::process::id().to_string();

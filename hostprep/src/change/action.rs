@@ -34,6 +34,13 @@ pub enum Action {
         /// For hugepage pools.
         compaction: Compaction,
     },
+    /// Moves an interrupt; the kernel refuses those that belong to one CPU by their nature, which stay.
+    Interrupt {
+        /// Its smp_affinity_list.
+        path: String,
+        /// The CPUs it may come to.
+        cpus: String,
+    },
     /// Sets permission bits and group.
     Mode {
         /// Where.
@@ -79,8 +86,23 @@ pub enum Action {
         command: Vec<String>,
         /// The files it rewrites.
         rewrites: Vec<String>,
-        /// Words that at least one of them must hold afterwards.
+        /// Kernel options that each boot entry in them must hold afterwards.
         expect: Vec<String>,
+    },
+    /// Changes nothing: reads back what the boot loader will read, and fails when an entry does not parse or does not
+    /// hold the words, so that everything before is undone.
+    BootEntries {
+        /// The loader's files.
+        files: Vec<String>,
+        /// Words that each entry of this system must hold.
+        expect: Vec<String>,
+    },
+    /// Switches a controller on for the groups below a control group (version 2).
+    Controller {
+        /// The group's cgroup.subtree_control.
+        path: String,
+        /// The controller.
+        name: String,
     },
     /// Changes links, addresses, routes or packet filters.
     Net(crate::net::NetChange),
@@ -123,6 +145,13 @@ pub enum Before {
         mode: u32,
         /// Group.
         group: u32,
+    },
+    /// Nothing is changed, so nothing is remembered.
+    Nothing,
+    /// Whether a controller was on.
+    Controller {
+        /// It was.
+        on: bool,
     },
     /// Whether the folder was there.
     Folder {

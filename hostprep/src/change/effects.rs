@@ -4,23 +4,35 @@
 //! called between any two system calls that matter, so that tests can end the process there.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::error::{Error, Result};
 use crate::net::NetBackend;
 
+use super::boot;
+use super::journal::Lock;
 use super::kernel;
+use super::program::Programs;
 
 /// What only a kernel, or a program, can do.
 pub trait Effects {
     /// The folder below which paths are meant.
     fn root(&self) -> &Path;
+    /// Whatever is started from now on holds the lock of changes too; None when the change is over.
+    fn hold(&mut self, _lock: Option<Lock>) {}
     /// Called between any two steps.
     fn checkpoint(&mut self, _what: &str) {}
     /// Writes a value to a kernel file: one write call, no rename, as these are not ordinary files.
     fn write_value(&mut self, place: &Path, value: &str) -> std::io::Result<()> {
         let mut file = std::fs::OpenOptions::new().write(true).open(place)?;
         std::io::Write::write_all(&mut file, format!("{value}\n").as_bytes())
+    }
+    /// Makes a control group.
+    fn make_group(&mut self, place: &Path) -> std::io::Result<()> {
+        std::fs::create_dir(place)
+    }
+    /// Removes a control group; the kernel takes its files away with it.
+    fn remove_group(&mut self, place: &Path) -> std::io::Result<()> {
+        std::fs::remove_dir(place)
     }
     /// Loads a module and what it needs.
     fn load_module(&mut self, name: &str, parameters: &[(String, String)]) -> Result<()>;
@@ -40,42 +52,21 @@ pub trait Effects {
     fn net(&mut self) -> Option<&mut dyn NetBackend>;
 }
 
-/// Runs a program with nothing of the caller's environment but PATH.
-pub(crate) fn run_program(command: &[String]) -> Result<()> {
-    let [program, arguments @ ..] = command else {
-        return Err(Error::usage("no program given"));
-    };
-    let output = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C")
-        .stdin(std::process::Stdio::null())
-        .output()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::host(format!("the program {program} is not installed"))
-                    .remedy(format!("install the package that has {program}"))
-            }
-            _ => Error::io(format!("{program} cannot be run"), Path::new(program), error),
-        })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::host(format!("`{}` failed: {}", command.join(" "), said.trim())))
-}
-
 /// This machine.
 pub struct System {
     root: PathBuf,
+    programs: Programs,
     net: crate::net::Kernel,
 }
 
 impl System {
     /// This machine, files below `/`.
     pub fn new() -> Self {
-        Self { root: PathBuf::from("/"), net: crate::net::Kernel }
+        Self {
+            root: PathBuf::from("/"),
+            programs: Programs::default(),
+            net: crate::net::Kernel::default(),
+        }
     }
 }
 
@@ -90,14 +81,20 @@ impl Effects for System {
         &self.root
     }
 
+    fn hold(&mut self, lock: Option<Lock>) {
+        self.net.hold(lock.clone());
+        self.programs.hold(lock);
+    }
+
     fn load_module(&mut self, name: &str, parameters: &[(String, String)]) -> Result<()> {
         let mut command = vec!["modprobe".to_owned(), "--".to_owned(), name.to_owned()];
         command.extend(parameters.iter().map(|(key, value)| format!("{key}={value}")));
-        run_program(&command)
+        self.programs.run(&command)
     }
 
     fn unload_module(&mut self, name: &str) -> Result<()> {
-        run_program(&["modprobe".into(), "-r".into(), "--".into(), name.into()]).map_err(|error| {
+        let command = ["modprobe", "-r", "--", name].map(str::to_owned);
+        self.programs.run(&command).map_err(|error| {
             Error::host(error.to_string())
                 .remedy("stop all guests that use it, or restart the host")
         })
@@ -120,7 +117,7 @@ impl Effects for System {
     }
 
     fn run(&mut self, command: &[String]) -> Result<()> {
-        run_program(command)
+        self.programs.run(command)
     }
 
     fn net(&mut self) -> Option<&mut dyn NetBackend> {
@@ -170,6 +167,19 @@ impl Effects for TreeEffects {
     fn write_value(&mut self, place: &Path, value: &str) -> std::io::Result<()> {
         let old = std::fs::read_to_string(place)?;
         let plain = old.replace(['[', ']'], "");
+        // A read-only file stands for a setting that the kernel refuses to change.
+        if std::fs::metadata(place)?.permissions().readonly() {
+            return Err(std::io::Error::from_raw_os_error(libc::EIO));
+        }
+        if place.ends_with("cgroup.subtree_control") {
+            let mut on: Vec<&str> = old.split_whitespace().collect();
+            match value.split_at_checked(1) {
+                Some(("+", name)) => on.push(name),
+                Some(("-", name)) => on.retain(|word| *word != name),
+                _ => return Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
+            }
+            return std::fs::write(place, on.join(" ") + "\n");
+        }
         if old.contains('[') && plain.split_whitespace().any(|word| word == value) {
             let words = plain.split_whitespace();
             let words =
@@ -177,6 +187,16 @@ impl Effects for TreeEffects {
             return std::fs::write(place, words.collect::<Vec<_>>().join(" ") + "\n");
         }
         std::fs::write(place, format!("{value}\n"))
+    }
+
+    fn make_group(&mut self, place: &Path) -> std::io::Result<()> {
+        std::fs::create_dir(place)?;
+        std::fs::write(place.join("cpuset.cpus"), "\n")?;
+        std::fs::write(place.join("cpuset.cpus.partition"), "member\n")
+    }
+
+    fn remove_group(&mut self, place: &Path) -> std::io::Result<()> {
+        std::fs::remove_dir_all(place)
     }
 
     /// An unloaded module's parameters are kept under a hidden name, as a real module keeps its defaults.
@@ -230,19 +250,32 @@ impl Effects for TreeEffects {
         self.edit("/proc/swaps", |lines| lines.retain(|line| line.split(' ').next() != Some(path)))
     }
 
-    /// Boot loader tools are imitated: the generated file quotes its source.
+    /// Boot loader tools are imitated: grub-mkconfig writes a menu of one entry, grubby changes the entries.
     fn run(&mut self, command: &[String]) -> Result<()> {
-        let target = command
-            .windows(2)
-            .find(|pair| pair[0] == "-o")
-            .map_or_else(|| "/boot/grub/grub.cfg".to_owned(), |pair| pair[1].clone());
+        let write = |place: &Path, text: String| {
+            std::fs::write(place, text)
+                .map_err(|error| Error::io("tree cannot be changed", place, error))
+        };
+        if let Some(words) = command.iter().find_map(|word| word.strip_prefix("--args=")) {
+            let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+            let folder = self.root.join("boot/loader/entries");
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                if let Ok(Some(text)) = boot::edit_entry(&text, &words) {
+                    write(&entry.path(), text)?;
+                }
+            }
+            return Ok(());
+        }
+        let Some(pair) = command.windows(2).find(|pair| pair[0] == "-o") else {
+            return Err(Error::usage("a tree does not know this program"));
+        };
         let source =
             std::fs::read_to_string(self.root.join("etc/default/grub")).unwrap_or_default();
-        let extra =
-            command.iter().find_map(|word| word.strip_prefix("--args=")).unwrap_or_default();
-        let place = self.root.join(target.trim_start_matches('/'));
-        std::fs::write(&place, format!("# generated\n{source}linux {extra}\n"))
-            .map_err(|error| Error::io("tree cannot be changed", &place, error))
+        let value = boot::grub_default_value(&source, "GRUB_CMDLINE_LINUX").unwrap_or_default();
+        let menu =
+            format!("menuentry 'Linux' {{\n\tlinux /vmlinuz root=/dev/sda2 ro {value}\n}}\n");
+        write(&self.root.join(pair[1].trim_start_matches('/')), menu)
     }
 
     fn net(&mut self) -> Option<&mut dyn NetBackend> {

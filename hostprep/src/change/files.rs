@@ -95,6 +95,9 @@ pub fn remove_folders(effects: &mut dyn Effects, folders: &[String]) -> Result<(
     for folder in folders.iter().rev() {
         let place = place(effects.root(), folder)?;
         effects.checkpoint("remove folder");
+        if place.symlink_metadata().is_err() {
+            continue;
+        }
         match std::fs::remove_dir(&place) {
             Err(error)
                 if !matches!(
@@ -196,6 +199,15 @@ pub fn write(
     put(effects, path, tag, text.as_bytes(), &state)
 }
 
+/// Removes a file; one that is not there is fine, also where nothing could be removed (a read-only file system says
+/// so before it looks).
+fn remove(place: &Path, what: &str) -> Result<()> {
+    if place.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    std::fs::remove_file(place).map_err(|error| Error::io(what, place, error))
+}
+
 /// Brings a file back to what it was, and removes what a killed write left.
 pub fn restore(
     effects: &mut dyn Effects,
@@ -204,23 +216,12 @@ pub fn restore(
     old: Option<&FileState>,
 ) -> Result<()> {
     let target = place(effects.root(), path)?;
-    match std::fs::remove_file(beside(&target, tag)) {
-        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
-            return Err(Error::io("unfinished file cannot be removed", &target, error));
-        }
-        _ => {}
-    }
+    remove(&beside(&target, tag), "unfinished file cannot be removed")?;
     let Some(old) = old else {
         effects.checkpoint("remove file");
-        return match std::fs::remove_file(&target) {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
-                Err(Error::io("cannot be removed", &target, error))
-            }
-            _ => {
-                sync_folder(&target);
-                Ok(())
-            }
-        };
+        remove(&target, "cannot be removed")?;
+        sync_folder(&target);
+        return Ok(());
     };
     if remember(effects.root(), path)?.as_ref() == Some(old) {
         return Ok(());

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -109,10 +109,29 @@ pub fn state_folder(root: &Path) -> Result<PathBuf> {
 }
 
 /// Held while something changes: two of us at once would undo each other.
-pub struct Lock(#[expect(dead_code, reason = "held for its lock")] File);
+///
+/// Programs that a change starts hold it too (it is their standard input, see [`super::program`]): when we are
+/// killed while one of them still works, the next of us waits for it before it looks at what is there.
+#[derive(Debug, Clone)]
+pub struct Lock(std::sync::Arc<File>);
+
+impl Lock {
+    /// A handle for a child process, which then holds the lock as well.
+    pub fn share(&self) -> std::io::Result<File> {
+        self.0.try_clone()
+    }
+}
+
+/// How long a change of somebody else is waited for. Only what hangs takes longer: questions are asked before
+/// the lock is taken, and the slowest program that a change starts writes boot menus.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Takes the lock, or says who has it.
 pub fn lock(root: &Path) -> Result<Lock> {
+    lock_within(root, PATIENCE)
+}
+
+fn lock_within(root: &Path, patience: Duration) -> Result<Lock> {
     let path = state_folder(root)?.join("lock");
     let file = File::options()
         .create(true)
@@ -121,16 +140,22 @@ pub fn lock(root: &Path) -> Result<Lock> {
         .mode(0o600)
         .open(&path)
         .map_err(|error| Error::io("the lock cannot be opened", &path, error))?;
-    // A child that was just forked holds a copy of the descriptor until it becomes its program: wait a moment.
-    for _ in 0..40 {
-        if file.try_lock().is_ok() {
-            return Ok(Lock(file));
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Lock(std::sync::Arc::new(file))),
+            Err(std::fs::TryLockError::WouldBlock) if start.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => break,
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(Error::io("the lock cannot be taken", &path, error));
+            }
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    Err(Error::host("another rhostprep is changing this host")
+    Err(Error::host("another rhostprep, or a program it started, is still changing this host")
         .at(&path)
-        .remedy("wait for it to end"))
+        .remedy("wait for it to end; `fuser` with that file names it"))
 }
 
 impl Journal {
@@ -275,4 +300,28 @@ pub fn names(root: &Path) -> Vec<String> {
         .collect();
     names.sort_by_key(|name| (name.len(), name.clone()));
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_holds_the_lock_after_its_parent() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = lock_within(folder.path(), Duration::ZERO).unwrap();
+        // The child ends when its standard output has no reader any more, and not before.
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "echo started; exec cat /dev/zero"])
+            .stdin(lock.share().unwrap())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(lock);
+        let error = lock_within(folder.path(), Duration::from_millis(50)).unwrap_err();
+        assert!(error.to_string().contains("still changing"), "{error}");
+        drop(child.stdout.take());
+        child.wait().unwrap();
+        lock_within(folder.path(), Duration::from_secs(60)).unwrap();
+    }
 }

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::action::Action;
-use super::diff;
+use super::{boot, diff};
 use crate::error::Result;
 use crate::host::Host;
+use crate::units::CpuSet;
 
 /// Actions in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -23,11 +24,31 @@ fn shown(host: &Host, path: &str) -> Option<String> {
     Some(chosen.map_or(text.clone(), |(word, _)| word.to_owned()))
 }
 
+/// Controllers that are on for the groups below.
+pub fn controllers(host: &Host, path: &str) -> Vec<String> {
+    let text = host.text(path).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Where interrupts that refused are noted. Numbers change at boot, and it is gone then.
+pub const REFUSED_INTERRUPTS: &str = "/run/rhostprep-interrupts";
+
+/// Paths of interrupts that refused to move.
+pub fn refused_interrupts(host: &Host) -> Vec<String> {
+    let text = host.read(REFUSED_INTERRUPTS).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
 /// Whether it is so already.
 pub fn is_so(host: &Host, action: &Action) -> bool {
     match action {
         Action::File { path, text, .. } => host.read(path).is_ok_and(|now| now == *text),
         Action::Value { path, value, .. } => shown(host, path).as_deref() == Some(value),
+        Action::Interrupt { path, cpus } => {
+            let now = host.text(path).and_then(|text| CpuSet::parse(&text)).unwrap_or_default();
+            let wanted = CpuSet::parse(cpus).unwrap_or_default();
+            now.without(&wanted).is_empty() || refused_interrupts(host).contains(path)
+        }
         Action::Mode { path, mode, group } => {
             host.stat(path).is_some_and(|stat| stat.mode & 0o7777 == *mode && stat.gid == *group)
         }
@@ -46,12 +67,10 @@ pub fn is_so(host: &Host, action: &Action) -> bool {
             host.mounts().iter().any(|mount| mount.point == *point && mount.kind == *kind)
         }
         Action::Swap { path, .. } => host.swaps().iter().any(|swap| swap.name == *path),
-        // A tool follows the files before it; alone it is needed when its words are missing.
-        Action::Tool { rewrites, expect, .. } => expect.iter().all(|word| {
-            rewrites
-                .iter()
-                .any(|path| host.read(path).is_ok_and(|text| text.contains(word.as_str())))
-        }),
+        Action::Tool { rewrites: files, expect, .. } | Action::BootEntries { files, expect } => {
+            boot::check(host, files, expect).is_ok()
+        }
+        Action::Controller { path, name } => controllers(host, path).contains(name),
         Action::Net(_) => false,
     }
 }
@@ -109,6 +128,9 @@ pub fn describe(host: &Host, action: &Action) -> String {
         Action::File { path, .. } if host.exists(path) => format!("change {path}"),
         Action::File { path, mode, .. } => format!("create {path} (mode {mode:04o})"),
         Action::Value { path, value, .. } => format!("write {path}: {} -> {value}", now(path)),
+        Action::Interrupt { path, cpus } => {
+            format!("write {path}: {} -> {cpus}, if it can be moved", now(path))
+        }
         Action::Mode { path, mode, group } => {
             let old = host.stat(path).map_or_else(
                 || "(not there)".into(),
@@ -133,8 +155,16 @@ pub fn describe(host: &Host, action: &Action) -> String {
             format!("make the swap file {path} of {} and use it", crate::units::show_size(*size))
         }
         Action::Tool { command, rewrites, .. } => {
-            format!("run {} (rewrites {})", command.join(" "), rewrites.join(", "))
+            format!(
+                "run {} (rewrites {}), then read every boot entry back",
+                command.join(" "),
+                rewrites.join(", ")
+            )
         }
+        Action::BootEntries { files, expect } => {
+            format!("read {} back: each must parse and hold {}", files.join(", "), expect.join(" "))
+        }
+        Action::Controller { path, name } => format!("switch {name} on in {path}"),
         Action::Net(change) => change.describe(),
     }
 }
@@ -144,7 +174,9 @@ fn describe_undo(host: &Host, action: &Action) -> String {
     match action {
         Action::File { path, .. } if host.exists(path) => "put the old text back".into(),
         Action::File { .. } => "remove it".into(),
-        Action::Value { path, .. } => format!("write {} back", now(path)),
+        Action::Value { path, .. } | Action::Interrupt { path, .. } => {
+            format!("write {} back", now(path))
+        }
         Action::Mode { .. } => "set the old rights".into(),
         Action::Folder { .. } => "remove it".into(),
         Action::Module { name, .. } if host.has_module(name) => {
@@ -155,6 +187,8 @@ fn describe_undo(host: &Host, action: &Action) -> String {
         Action::Swap { size: 0, .. } => "stop using it and put its first page back".into(),
         Action::Swap { .. } => "stop using it and remove it".into(),
         Action::Tool { .. } => "put the old files back".into(),
+        Action::BootEntries { .. } => "nothing".into(),
+        Action::Controller { .. } => "switch it off".into(),
         Action::Net(change) => change.describe_undo(),
     }
 }

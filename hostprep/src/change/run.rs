@@ -1,10 +1,11 @@
 //! Doing a plan and undoing it.
 
 use super::action::{Action, Before, Compaction};
+use super::boot;
 use super::effects::Effects;
 use super::files;
 use super::journal::{self, Journal, JournalState, Record};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::swap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hex;
@@ -36,8 +37,24 @@ pub fn apply(effects: &mut dyn Effects, plan: &Plan, progress: Progress) -> Resu
     if plan.actions.is_empty() {
         return Ok(Applied::NothingToDo);
     }
+    locked(effects, |effects| apply_locked(effects, plan, progress))
+}
+
+/// Does something while we, and all programs started by it, hold the lock.
+fn locked<T>(
+    effects: &mut dyn Effects,
+    work: impl FnOnce(&mut dyn Effects) -> Result<T>,
+) -> Result<T> {
+    let lock = journal::lock(effects.root())?;
+    effects.hold(Some(lock.clone()));
+    let result = work(effects);
+    effects.hold(None);
+    drop(lock);
+    result
+}
+
+fn apply_locked(effects: &mut dyn Effects, plan: &Plan, progress: Progress) -> Result<Applied> {
     let root = effects.root().to_path_buf();
-    let _lock = journal::lock(&root)?;
     for id in journal::names(&root) {
         let old = Journal::load(&root, &id)?;
         if let JournalState::Interrupted(_) | JournalState::HalfUndone = old.state() {
@@ -92,8 +109,11 @@ pub fn list(root: &std::path::Path) -> Result<Vec<Journal>> {
 
 /// Undoes a journal, the newest that is not undone when none is named. Returns its number.
 pub fn undo(effects: &mut dyn Effects, id: Option<&str>, force: Force) -> Result<String> {
+    locked(effects, |effects| undo_locked(effects, id, force))
+}
+
+fn undo_locked(effects: &mut dyn Effects, id: Option<&str>, force: Force) -> Result<String> {
     let root = effects.root().to_path_buf();
-    let _lock = journal::lock(&root)?;
     let id = match id {
         Some(id) => id.to_owned(),
         None => {
@@ -182,7 +202,13 @@ fn remember(effects: &mut dyn Effects, action: &Action) -> Result<Before> {
             files: rewrites.iter().map(state).collect::<Result<_>>()?,
             made: Vec::new(),
         }),
-        Action::Value { path, .. } => Ok(Before::Value { value: value_now(effects, path)? }),
+        Action::BootEntries { .. } => Ok(Before::Nothing),
+        Action::Controller { path, name } => {
+            Ok(Before::Controller { on: plan::controllers(&look(effects), path).contains(name) })
+        }
+        Action::Value { path, .. } | Action::Interrupt { path, .. } => {
+            Ok(Before::Value { value: value_now(effects, path)? })
+        }
         Action::Mode { path, .. } => {
             let stat = look(effects).stat(path).ok_or_else(|| {
                 Error::host("is not there").at(root.join(path.trim_start_matches('/')))
@@ -237,6 +263,33 @@ fn write_value(effects: &mut dyn Effects, path: &str, value: &str) -> Result<()>
     })
 }
 
+/// Moves an interrupt; one that refuses is noted, so that nobody tries again.
+fn move_interrupt(effects: &mut dyn Effects, path: &str, cpus: &str) -> Result<()> {
+    let Err(error) = write_value(effects, path, cpus) else { return Ok(()) };
+    // What kernels answer for those bound to one CPU, managed by their driver, or chained (genirq, kernel/irq/proc.c).
+    if !matches!(error.errno(), Some(libc::EIO | libc::EPERM | libc::EINVAL | libc::ENOSPC)) {
+        return Err(error);
+    }
+    let mut noted = plan::refused_interrupts(&look(effects));
+    if !noted.iter().any(|other| other == path) {
+        noted.push(path.to_owned());
+    }
+    note_interrupts(effects, &noted)
+}
+
+fn note_interrupts(effects: &mut dyn Effects, noted: &[String]) -> Result<()> {
+    let place = files::place(effects.root(), plan::REFUSED_INTERRUPTS)?;
+    let result = if noted.is_empty() {
+        match std::fs::remove_file(&place) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    } else {
+        std::fs::write(&place, noted.join("\n") + "\n")
+    };
+    result.map_err(|error| Error::io("cannot be written", &place, error))
+}
+
 /// Writes a pool's size; where fewer pages come, compacts memory and tries again.
 fn fill_pool(effects: &mut dyn Effects, path: &str, value: &str, before: &Before) -> Result<()> {
     let compact = "/proc/sys/vm/compact_memory";
@@ -273,27 +326,39 @@ fn perform(effects: &mut dyn Effects, action: &Action, before: &Before, tag: &st
         (Action::Tool { command, rewrites, expect }, _) => {
             effects.checkpoint("run tool");
             effects.run(command)?;
-            let host = look(effects);
-            let found = expect.iter().all(|word| {
-                rewrites
-                    .iter()
-                    .any(|path| host.read(path).is_ok_and(|text| text.contains(word.as_str())))
-            });
-            if found {
-                return Ok(());
+            boot::check(&look(effects), rewrites, expect).map_err(|error| {
+                let text = format!("`{}` ended well, but: {error}", command.join(" "));
+                let remedy = "use the distribution's own way to set kernel options";
+                Error::new(error.kind(), text).remedy(error.remedy_text().unwrap_or(remedy))
+            })
+        }
+        (Action::BootEntries { files, expect }, _) => boot::check(&look(effects), files, expect),
+        (Action::Controller { path, name }, Before::Controller { on }) => {
+            if *on {
+                Ok(())
+            } else {
+                write_value(effects, path, &format!("+{name}"))
             }
-            Err(Error::host(format!(
-                "`{}` ended well, but {} is in none of its files",
-                command.join(" "),
-                expect.join(", ")
-            )))
         }
         (Action::Value { path, value, compaction: Compaction::AndRetry }, before) => {
             fill_pool(effects, path, value, before)
         }
-        (Action::Value { path, value, .. }, _) => write_value(effects, path, value),
+        (Action::Value { path, value, .. }, _) => {
+            write_value(effects, path, value)?;
+            taken(effects, path)
+        }
+        (Action::Interrupt { path, cpus }, _) => move_interrupt(effects, path, cpus),
         (Action::Mode { path, mode, group }, _) => set_mode(effects, path, *mode, *group),
-        (Action::Folder { path }, _) => files::make_folders(effects, std::slice::from_ref(path)),
+        (Action::Folder { path }, _) => {
+            let place = files::place(effects.root(), path)?;
+            effects.checkpoint("make group");
+            match effects.make_group(&place) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    Err(Error::io("the group cannot be made", &place, error))
+                }
+                _ => Ok(()),
+            }
+        }
         (Action::Module { name, parameters }, Before::Module { loaded, .. }) => {
             if *loaded {
                 effects.checkpoint("unload module");
@@ -318,6 +383,20 @@ fn perform(effects: &mut dyn Effects, action: &Action, before: &Before, tag: &st
         },
         _ => Err(Error::new(ErrorKind::Damaged, "journal and action do not belong together")),
     }
+}
+
+/// A cpuset partition takes any value, and says afterwards that it is not valid and why (cgroup-v2.rst).
+fn taken(effects: &dyn Effects, path: &str) -> Result<()> {
+    if !path.ends_with("/cpuset.cpus.partition") {
+        return Ok(());
+    }
+    let now = value_now(effects, path)?;
+    if !now.contains("invalid") {
+        return Ok(());
+    }
+    Err(Error::host(format!("the kernel does not isolate these CPUs: {now}"))
+        .at(path)
+        .remedy("another control group may hold them (cpuset.cpus.exclusive); use isolcpus= instead: leave --cpuset away"))
 }
 
 fn set_mode(effects: &mut dyn Effects, path: &str, mode: u32, group: u32) -> Result<()> {
@@ -365,21 +444,51 @@ fn restore(effects: &mut dyn Effects, action: &Action, before: &Before, tag: &st
                 return Ok(());
             }
             if value_now(effects, path)? == *value {
-                Ok(())
-            } else {
-                write_value(effects, path, value)
+                return Ok(());
             }
+            match write_value(effects, path, value) {
+                // A control group with processes in it cannot be without CPUs. Removing it, which comes next, says
+                // so and what to do.
+                Err(error)
+                    if error.errno() == Some(libc::ENOSPC) && path.ends_with("/cpuset.cpus") =>
+                {
+                    Ok(())
+                }
+                result => result,
+            }
+        }
+        (Action::Interrupt { path, .. }, Before::Value { value }) => {
+            let mut noted = plan::refused_interrupts(&look(effects));
+            if noted.contains(path) {
+                noted.retain(|other| other != path);
+                return note_interrupts(effects, &noted);
+            }
+            if !look(effects).exists(path) || value_now(effects, path)? == *value {
+                return Ok(());
+            }
+            write_value(effects, path, value)
         }
         (Action::Mode { path, .. }, Before::Mode { mode, group }) => {
             // A device that has gone has no rights to restore.
             if look(effects).exists(path) { set_mode(effects, path, *mode, *group) } else { Ok(()) }
         }
-        (Action::Folder { path }, Before::Folder { there }) => {
-            if *there {
-                Ok(())
-            } else {
-                files::remove_folders(effects, std::slice::from_ref(path))
+        (Action::BootEntries { .. }, Before::Nothing) => Ok(()),
+        (Action::Controller { path, name }, Before::Controller { on }) => {
+            if *on || !plan::controllers(&look(effects), path).contains(name) {
+                return Ok(());
             }
+            write_value(effects, path, &format!("-{name}"))
+        }
+        (Action::Folder { path }, Before::Folder { there }) => {
+            if *there || !look(effects).exists(path) {
+                return Ok(());
+            }
+            let place = files::place(effects.root(), path)?;
+            effects.checkpoint("remove group");
+            effects.remove_group(&place).map_err(|error| {
+                Error::io("the group cannot be removed", &place, error)
+                    .remedy("end or move the processes in its cgroup.procs first")
+            })
         }
         (Action::Module { name, .. }, Before::Module { loaded, parameters }) => {
             let now = look(effects).has_module(name);

@@ -4,7 +4,7 @@ use super::action::{Action, Compaction};
 use super::plan::Plan;
 use super::{boot, persist};
 use crate::error::{Error, Result};
-use crate::host::{Host, Vendor};
+use crate::host::{BootLoader, Host, Vendor};
 use crate::units::CpuSet;
 
 /// How CPUs are kept free.
@@ -89,13 +89,13 @@ pub fn plan(host: &Host, wishes: &Wishes) -> Result<Plan> {
     if let Some(name) = &wishes.governor {
         maker.governor(name)?;
     }
-    if let Some(set) = &wishes.irq_affinity {
-        maker.irqs(set)?;
-    }
     if let Some(bytes) = wishes.memlock {
         maker.memlock(bytes);
     }
     let mut words = wishes.boot_options.clone();
+    if let Some(set) = &wishes.irq_affinity {
+        words.extend(maker.irqs(set)?);
+    }
     if let Some((set, how)) = &wishes.isolate {
         maker.check_isolation(set)?;
         match how {
@@ -112,13 +112,7 @@ pub fn plan(host: &Host, wishes: &Wishes) -> Result<Plan> {
         words.extend(intel.then(|| "intel_iommu=on".to_owned()));
         words.push("iommu=pt".into());
     }
-    let before = maker.plan.actions.len();
-    for action in boot::actions(host, &words)? {
-        maker.add(action);
-    }
-    if maker.plan.actions.len() > before {
-        maker.plan.notes.push(REBOOT.into());
-    }
+    maker.boot(&words)?;
     Ok(maker.plan)
 }
 
@@ -143,6 +137,20 @@ fn one_line(value: &str) -> Result<()> {
 }
 
 impl Maker<'_> {
+    /// Words for the kernel line.
+    fn boot(&mut self, words: &[String]) -> Result<()> {
+        let before = self.plan.actions.len();
+        let plan = boot::actions(self.host, words)?;
+        for action in plan.actions {
+            self.add(action);
+        }
+        if self.plan.actions.len() > before {
+            self.plan.notes.extend(plan.notes);
+            self.plan.notes.push(REBOOT.into());
+        }
+        Ok(())
+    }
+
     fn add(&mut self, action: Action) {
         self.plan.add(self.host, action);
     }
@@ -392,7 +400,9 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn irqs(&mut self, set: &CpuSet) -> Result<()> {
+    /// Interrupts that are there now and those of later devices; at boot by irqaffinity= on the kernel line. Gives
+    /// the word for it.
+    fn irqs(&mut self, set: &CpuSet) -> Result<Option<String>> {
         self.online(set)?;
         let value = set.to_string();
         for irq in self.host.list("/proc/irq") {
@@ -400,14 +410,41 @@ impl Maker<'_> {
             if irq.parse::<u32>().is_err() || !self.host.exists(&path) {
                 continue;
             }
-            // Interrupts bound to one CPU by their nature refuse; they are left alone.
+            // Numbers that no driver uses move nothing.
+            if self.host.text(&format!("/sys/kernel/irq/{irq}/actions")).as_deref() == Some("") {
+                continue;
+            }
+            // Interrupts bound to one CPU by their nature are left alone.
             let now =
                 self.host.text(&path).and_then(|text| CpuSet::parse(&text)).unwrap_or_default();
-            if now.len() > 1 && !now.without(set).is_empty() {
-                self.add(Action::Value { path, value: value.clone(), compaction: Compaction::No });
+            if now.len() > 1 {
+                self.add(Action::Interrupt { path, cpus: value.clone() });
             }
         }
-        Ok(())
+        self.irqbalance(set);
+        let word = format!("irqaffinity={set}");
+        if self.host.boot_loader() == BootLoader::Unknown {
+            self.plan
+                .notes
+                .push(format!("for the next boot add to the kernel line yourself: {word}"));
+            return Ok(None);
+        }
+        Ok(Some(word))
+    }
+
+    /// irqbalance would move interrupts back within seconds: the other CPUs are forbidden to it.
+    fn irqbalance(&mut self, set: &CpuSet) {
+        let banned = self.host.topology().online().without(set);
+        for path in ["/etc/default/irqbalance", "/etc/sysconfig/irqbalance"] {
+            if !self.host.exists(path) || banned.is_empty() {
+                continue;
+            }
+            let line = format!("IRQBALANCE_BANNED_CPULIST={banned}");
+            self.foreign_file(path, |old| {
+                persist::set_line(old, &line, |line| line.starts_with("IRQBALANCE_BANNED_CPULIST="))
+            });
+            self.plan.notes.push("systemctl restart irqbalance: it reads its file then".into());
+        }
     }
 
     fn memlock(&mut self, bytes: u64) {
@@ -440,29 +477,36 @@ impl Maker<'_> {
         Ok(())
     }
 
+    /// A partition whose CPUs the scheduler balances nothing onto (cgroup-v2.rst, "cpuset.cpus.partition"); at boot
+    /// by tmpfiles.d, which writes to the same files.
     fn partition(&mut self, set: &CpuSet) -> Result<()> {
         let group = "/sys/fs/cgroup/rhostprep";
-        self.need("/sys/fs/cgroup/cgroup.controllers", "control groups of version 2")?;
-        let enabled = "/sys/fs/cgroup/cgroup.subtree_control";
-        let on = self
-            .host
-            .text(enabled)
-            .is_some_and(|text| text.split(' ').any(|word| word == "cpuset"));
-        if !on {
-            return Err(Error::host("the cpuset controller is not switched on for sub-groups")
-                .at(enabled)
-                .remedy("echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control"));
+        let all = "/sys/fs/cgroup/cgroup.controllers";
+        self.need(all, "control groups of version 2")?;
+        if !super::plan::controllers(self.host, all).contains(&"cpuset".to_owned()) {
+            return Err(Error::host("the cpuset controller is not there")
+                .at(all)
+                .remedy("a hierarchy of version 1 may hold it: boot with cgroup_no_v1=cpuset, or leave --cpuset away"));
         }
+        let switch = "/sys/fs/cgroup/cgroup.subtree_control";
+        self.add(Action::Controller { path: switch.into(), name: "cpuset".into() });
         self.add(Action::Folder { path: group.into() });
+        let mut lines = vec![(switch.to_owned(), "+cpuset".to_owned())];
         for (name, value) in
             [("cpuset.cpus", set.to_string()), ("cpuset.cpus.partition", "isolated".into())]
         {
-            self.add(Action::Value {
-                path: format!("{group}/{name}"),
-                value,
-                compaction: Compaction::No,
-            });
+            let path = format!("{group}/{name}");
+            lines.push((path.clone(), value.clone()));
+            self.add(Action::Value { path, value, compaction: Compaction::No });
         }
+        let folder = format!("d {group} 0755 root root -");
+        self.file(TMPFILES, |old| persist::set_line(&old, &folder, |line| line == folder));
+        for (path, value) in lines {
+            self.file(TMPFILES, |old| persist::set_tmpfile(&old, &path, &value));
+        }
+        self.plan.notes.push(format!(
+            "only processes of the group use these CPUs: start guests by `sh -c 'echo $$ > {group}/cgroup.procs; exec rkvm ...'`"
+        ));
         Ok(())
     }
 }

@@ -161,6 +161,25 @@ pub fn forwarding(host: &Host, wanted: &Wanted) -> Outcome {
             "rhostprep net remove virbr0 && rhostprep net nat virbr0 --subnet 192.168.200.0/24",
         ));
     }
+    // A host that forwards IPv6 is a router and takes no default route from another one, unless told (accept_ra 2).
+    let deaf = host.uplinks6().into_iter().find(|uplink| {
+        let accepts = format!("/proc/sys/net/ipv6/conf/{uplink}/accept_ra");
+        host.number(six) == Some(1) && host.number(&accepts) == Some(1)
+    });
+    if let Some(uplink) = deaf {
+        let path = format!("/proc/sys/net/ipv6/conf/{uplink}/accept_ra");
+        return evidence(Outcome::warning(format!(
+            "IPv6 is forwarded, so {uplink} ignores router advertisements: a default route that came by them runs out"
+        )))
+        .read_opt(&path, host.text(&path))
+        .remedy(
+            Remedy::command(
+                "accept them all the same",
+                format!("rhostprep apply --sysctl net/ipv6/conf/{uplink}/accept_ra=2"),
+            )
+            .file("/etc/sysctl.d/60-rhostprep.conf"),
+        );
+    }
     if inner.is_empty() && !wanted.tap.yes() {
         return evidence(Outcome::skipped("no guests behind NAT"));
     }

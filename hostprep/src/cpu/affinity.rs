@@ -1,5 +1,5 @@
-//! Threads of a launcher and the CPUs they may run on. vCPU threads are known by their names: QEMU calls them
-//! `CPU 0/KVM` (with `-name debug-threads=on`), rkvm `vcpu0`, cloud-hypervisor `vcpu0`, firecracker `fc_vcpu 0`.
+//! Threads of a launcher and the CPUs they may run on. vCPU threads are known by their names: rkvm calls them
+//! `CPU 0/KVM`, as QEMU does with `-name debug-threads=on`, cloud-hypervisor `vcpu0`, firecracker `fc_vcpu 0`.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
@@ -72,6 +72,12 @@ pub fn find_process(host: &Host, wanted: &str) -> Result<u32> {
         if named || own {
             found.push(pid);
         }
+    }
+    // What started the launcher (timeout, taskset, sudo) has the same words on its command line, and no vCPUs.
+    let guests =
+        |pid: &u32| threads(host, *pid).iter().any(|thread| matches!(thread.role, Role::Vcpu(_)));
+    if found.len() > 1 && found.iter().any(guests) {
+        found.retain(guests);
     }
     match found.as_slice() {
         [pid] => Ok(*pid),
@@ -165,6 +171,24 @@ fn set_affinity(thread: &Thread, set: &CpuSet) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wrapper_of_the_launcher_is_not_meant() {
+        let folder = tempfile::tempdir().unwrap();
+        for (pid, program, thread) in [(10, "timeout", "timeout"), (11, "rkvm", "CPU 0/KVM")] {
+            let process = folder.path().join(format!("proc/{pid}"));
+            let task = process.join(format!("task/{pid}"));
+            std::fs::create_dir_all(&task).unwrap();
+            let line = format!("{program}\0-name\0web\0");
+            std::fs::write(process.join("cmdline"), line).unwrap();
+            std::fs::write(process.join("comm"), program).unwrap();
+            std::fs::write(task.join("comm"), thread).unwrap();
+            std::fs::write(task.join("status"), "Cpus_allowed_list:\t0-1\n").unwrap();
+        }
+        let host = Host::below(folder.path(), crate::host::Facts::default());
+        assert_eq!(find_process(&host, "web").unwrap(), 11);
+        assert!(find_process(&host, "mail").is_err());
+    }
 
     #[test]
     fn roles() {

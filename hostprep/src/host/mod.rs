@@ -27,7 +27,7 @@ pub use facts::{Cpuid, Facts, FsFact, Identity, Probe, Stat, VcpuRun};
 pub use kmem::{HugePool, MemInfo, Swap};
 pub use live::LiveProbe;
 pub use mounts::Mount;
-pub use net::{Link, LinkKind, Route4};
+pub use net::{Link, LinkKind, Route4, Route6};
 pub use topology::{Cache, Cpu, Node, Topology};
 pub use tree::Tree;
 

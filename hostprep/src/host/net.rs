@@ -1,6 +1,6 @@
-//! Interfaces from sysfs and IPv4 routes from `/proc/net/route`.
+//! Interfaces from sysfs and routes from `/proc/net/route` and `/proc/net/ipv6_route`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::Host;
 
@@ -64,6 +64,29 @@ impl Route4 {
     }
 }
 
+/// One IPv6 route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route6 {
+    /// Interface.
+    pub interface: String,
+    /// Network.
+    pub destination: Ipv6Addr,
+    /// Prefix length, 0 to 128.
+    pub prefix: u32,
+}
+
+impl Route6 {
+    /// Whether two networks share addresses. The default route overlaps nothing.
+    pub fn overlaps(&self, network: Ipv6Addr, prefix: u32) -> bool {
+        let shorter = self.prefix.min(prefix);
+        if shorter == 0 {
+            return false;
+        }
+        let mask = u128::MAX << (128 - shorter);
+        u128::from(self.destination) & mask == u128::from(network) & mask
+    }
+}
+
 impl Host {
     /// All interfaces by name.
     pub fn links(&self) -> Vec<Link> {
@@ -115,6 +138,37 @@ impl Host {
             })
         });
         routes.collect()
+    }
+
+    /// IPv6 routes of all tables.
+    pub fn routes6(&self) -> Vec<Route6> {
+        let text = self.read("/proc/net/ipv6_route").unwrap_or_default();
+        // Destination, its prefix length, source, its prefix length, next hop, metric, reference count, use, flags
+        // and interface, numbers in hexadecimal.
+        let routes = text.lines().filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [destination, prefix, _, _, _, _, _, _, _, interface] = words.as_slice() else {
+                return None;
+            };
+            Some(Route6 {
+                interface: (*interface).to_owned(),
+                destination: Ipv6Addr::from(u128::from_str_radix(destination, 16).ok()?),
+                prefix: u32::from_str_radix(prefix, 16).ok().filter(|prefix| *prefix <= 128)?,
+            })
+        });
+        routes.collect()
+    }
+
+    /// Interfaces with a default route of IPv6. The loopback has one that refuses.
+    pub fn uplinks6(&self) -> Vec<String> {
+        let routes = self.routes6().into_iter();
+        let mut names: Vec<String> = routes
+            .filter(|route| route.prefix == 0 && route.interface != "lo")
+            .map(|route| route.interface)
+            .collect();
+        names.sort();
+        names.dedup();
+        names
     }
 
     /// Local IPv4 networks of an interface: its routes without a gateway.

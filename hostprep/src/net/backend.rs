@@ -1,9 +1,11 @@
 //! Carrying out network changes on the kernel.
 
-use super::change::{NetBefore, NetChange};
+use std::path::Path;
+
+use super::change::{NetBefore, NetChange, PortState};
 use super::kernel::Netlink;
-use super::{daemon, enslave, firewall, tap};
-use crate::change::Effects;
+use super::{daemon, enslave, firewall, legacy, tap};
+use crate::change::{Lock, Programs};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Who carries out network changes.
@@ -17,19 +19,39 @@ pub trait NetBackend {
 }
 
 /// The kernel of the present network namespace.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Kernel;
+#[derive(Debug, Clone, Default)]
+pub struct Kernel {
+    programs: Programs,
+}
+
+impl Kernel {
+    /// Programs started from now on hold this lock.
+    pub fn hold(&mut self, lock: Option<Lock>) {
+        self.programs.hold(lock);
+    }
+
+    /// Tells systemd-networkd that its files have changed.
+    fn reload_networkd(&self) -> Result<()> {
+        self.programs.run(&["networkctl", "reload"].map(str::to_owned))
+    }
+}
+
+/// What an interface has before somebody asks for a lease. It may be made by an action before this one.
+fn leased(socket: &mut Netlink, link: &str, there: bool) -> Result<NetBefore> {
+    let link = socket.need(link)?;
+    Ok(NetBefore::Leased { there, state: enslave::state(socket, &link)? })
+}
 
 fn there(there: bool) -> NetBefore {
     NetBefore::There { there }
 }
 
-fn has_address(socket: &mut Netlink, link: &str, address: super::Cidr) -> Result<bool> {
+fn has_address(socket: &mut Netlink, link: &str, address: super::HostAddress) -> Result<bool> {
     let link = socket.need(link)?;
     let all = socket.addresses(link.index)?;
-    Ok(all
-        .iter()
-        .any(|message| super::kernel::ipv4_of(message) == Some((address.address, address.prefix))))
+    Ok(all.iter().any(|message| {
+        super::kernel::address_of(message) == Some((address.address, address.prefix))
+    }))
 }
 
 impl NetBackend for Kernel {
@@ -58,10 +80,19 @@ impl NetBackend for Kernel {
             NetChange::Address { link, address } => {
                 there(has_address(&mut socket, link, *address)?)
             }
-            NetChange::Table { name, .. } => NetBefore::Table { text: firewall::table(name) },
-            NetChange::Accept { bridge } => there(firewall::accepted(bridge)?),
-            NetChange::Dnsmasq { pid_file, .. } | NetChange::DhcpClient { pid_file, .. } => {
-                there(daemon::running(pid_file).is_some())
+            NetChange::Table { name, .. } => {
+                NetBefore::Table { text: firewall::table(&self.programs, name) }
+            }
+            NetChange::Accept { bridge } => there(
+                firewall::accepted(&self.programs, bridge)?
+                    || legacy::accepted(&self.programs, bridge)?,
+            ),
+            NetChange::Dnsmasq { pid_file, .. } => there(daemon::running(pid_file).is_some()),
+            NetChange::DhcpClient { link, pid_file, .. } => {
+                leased(&mut socket, link, daemon::running(pid_file).is_some())?
+            }
+            NetChange::Networkd { link, path, .. } => {
+                leased(&mut socket, link, Path::new(path).exists())?
             }
         })
     }
@@ -96,17 +127,26 @@ impl NetBackend for Kernel {
                 }
                 socket.set_up(link.index, true)
             }
-            (NetChange::Table { name, body }, _) => firewall::replace(name, body),
-            (NetChange::Accept { bridge }, _) => firewall::accept(bridge),
+            (NetChange::Table { name, body }, _) => firewall::replace(&self.programs, name, body),
+            (NetChange::Accept { bridge }, _) => {
+                firewall::accept(&self.programs, bridge)?;
+                legacy::accept(&self.programs, bridge)
+            }
             (
                 NetChange::Dnsmasq { command, .. } | NetChange::DhcpClient { command, .. },
-                NetBefore::There { there },
+                NetBefore::There { there } | NetBefore::Leased { there, .. },
             ) => {
                 if *there {
                     Ok(())
                 } else {
-                    crate::change::System::new().run(command)
+                    self.programs.start_daemon(command)
                 }
+            }
+            (NetChange::Networkd { path, text, .. }, NetBefore::Leased { there, .. }) => {
+                if !there {
+                    daemon::write(path, text)?;
+                }
+                self.reload_networkd()
             }
             _ => Err(mismatch()),
         }
@@ -134,17 +174,42 @@ impl NetBackend for Kernel {
                 None => Ok(()),
             },
             (NetChange::Table { name, .. }, NetBefore::Table { text }) => {
-                firewall::restore(name, text.as_deref())
+                firewall::restore(&self.programs, name, text.as_deref())
             }
-            (NetChange::Accept { bridge }, _) => firewall::withdraw(bridge),
+            (NetChange::Accept { bridge }, _) => {
+                firewall::withdraw(&self.programs, bridge)?;
+                legacy::withdraw(&self.programs, bridge)
+            }
             (NetChange::Dnsmasq { pid_file, files, .. }, _) => {
                 daemon::stop(pid_file)?;
                 files.iter().try_for_each(|path| daemon::remove(path))
             }
-            (NetChange::DhcpClient { pid_file, .. }, _) => daemon::stop(pid_file),
+            (
+                NetChange::DhcpClient { link, pid_file, files, .. },
+                NetBefore::Leased { there: false, state },
+            ) => {
+                daemon::stop(pid_file)?;
+                files.iter().try_for_each(|path| daemon::remove(path))?;
+                forget_lease(&mut socket, link, state)
+            }
+            (NetChange::Networkd { link, path, .. }, NetBefore::Leased { there: false, state }) => {
+                if Path::new(path).exists() {
+                    daemon::remove(path)?;
+                    self.reload_networkd()?;
+                }
+                forget_lease(&mut socket, link, state)
+            }
+            (_, NetBefore::Leased { there: true, .. }) => Ok(()),
             (NetChange::RemoveBridge { .. }, _) => Ok(()),
             _ => Err(mismatch()),
         }
+    }
+}
+
+fn forget_lease(socket: &mut Netlink, link: &str, state: &PortState) -> Result<()> {
+    match socket.link(link)? {
+        Some(link) => enslave::drop_new(socket, &link, state),
+        None => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::name::Cidr;
+use super::name::HostAddress;
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub enum NetChange {
         /// The interface.
         link: String,
         /// The address.
-        address: Cidr,
+        address: HostAddress,
     },
     /// Makes a tap that outlives its maker.
     Tap {
@@ -71,6 +71,18 @@ pub enum NetChange {
         command: Vec<String>,
         /// Its pid file.
         pid_file: String,
+        /// Files it makes.
+        #[serde(default)]
+        files: Vec<String>,
+    },
+    /// Lets systemd-networkd ask for an address by DHCP, by a file that is gone after a restart.
+    Networkd {
+        /// The interface.
+        link: String,
+        /// Its file, below /run/systemd/network.
+        path: String,
+        /// What is in it.
+        text: String,
     },
     /// Removes a bridge that has no ports left but taps.
     RemoveBridge {
@@ -90,6 +102,13 @@ pub enum NetBefore {
     },
     /// An interface before it became a port.
     Port(PortState),
+    /// An interface before it got addresses from elsewhere.
+    Leased {
+        /// The client ran already.
+        there: bool,
+        /// Its addresses and routes.
+        state: PortState,
+    },
     /// The table's old body, None when there was none.
     Table {
         /// As `nft list table` prints it.
@@ -144,6 +163,9 @@ impl NetChange {
             }
             Self::Dnsmasq { command, .. } => format!("start {}", command.join(" ")),
             Self::DhcpClient { command, .. } => format!("start {}", command.join(" ")),
+            Self::Networkd { link, path, .. } => {
+                format!("let systemd-networkd ask for an address of {link} ({path})")
+            }
             Self::RemoveBridge { name } => format!("remove the bridge {name}"),
         }
     }
@@ -157,7 +179,9 @@ impl NetChange {
             Self::Tap { name, .. } => format!("remove {name}"),
             Self::Table { .. } => "put the old table back, or remove it".into(),
             Self::Accept { .. } => "take exactly these rules out".into(),
-            Self::Dnsmasq { .. } | Self::DhcpClient { .. } => "stop it".into(),
+            Self::Dnsmasq { .. } => "stop it".into(),
+            Self::DhcpClient { .. } => "stop it and take its addresses away".into(),
+            Self::Networkd { .. } => "remove the file and the addresses".into(),
             Self::RemoveBridge { name } => format!("make {name} again"),
         }
     }

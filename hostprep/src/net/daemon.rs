@@ -25,18 +25,20 @@ pub fn running(pid_file: &str) -> Option<i32> {
     pids.into_iter().find(|pid| *pid != own && is_it(*pid, pid_file))
 }
 
-/// Stops it and waits; one that is gone is fine.
+/// Stops it and waits; one that is gone is fine. Where there are several (a daemon and who started it), all.
 pub fn stop(pid_file: &str) -> Result<()> {
-    if let Some(pid) = running(pid_file) {
-        // SAFETY: sends a signal; `running` made sure whom it meets.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
-        let start = Instant::now();
-        while running(pid_file) == Some(pid) {
-            if start.elapsed() > Duration::from_secs(5) {
-                return Err(Error::host(format!("process {pid} does not end")).at(pid_file));
-            }
-            std::thread::sleep(Duration::from_millis(20));
+    let start = Instant::now();
+    let mut told = None;
+    while let Some(pid) = running(pid_file) {
+        if told != Some(pid) {
+            // SAFETY: sends a signal; `running` made sure whom it meets.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+            told = Some(pid);
         }
+        if start.elapsed() > Duration::from_secs(10) {
+            return Err(Error::host(format!("process {pid} does not end")).at(pid_file));
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
     remove(pid_file)
 }
@@ -49,4 +51,14 @@ pub fn remove(path: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Writes a file that is gone after a restart, and its folder.
+pub fn write(path: &str, text: &str) -> Result<()> {
+    let place = Path::new(path);
+    let fail = |error| Error::io("cannot be written", place, error);
+    if let Some(folder) = place.parent() {
+        std::fs::create_dir_all(folder).map_err(fail)?;
+    }
+    std::fs::write(place, text).map_err(fail)
 }

@@ -1,21 +1,30 @@
 //! Moving everything an interface has to the bridge above it, and back.
 //!
 //! Order: the bridge takes the port's MAC (a DHCP server and the neighbours then see no change), the port joins, its
-//! addresses move, and at last the routes, which need them. Back: the same in reverse. Each single step may have
+//! addresses of both families move (but link-local ones, which each link makes itself), and at last the routes,
+//! which need them. Back: the same in reverse. Each single step may have
 //! been done already, so both directions can be repeated after a kill.
 
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::route::RouteMessage;
+
 use super::change::PortState;
-use super::kernel::{Netlink, emit, parse_address, parse_route};
+use super::kernel::{Link, Netlink, emit, parse_address, parse_route, same_address, same_route};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hex::{from_hex, to_hex};
 
-/// What the port has now.
+/// What a port-to-be has now.
 pub fn remember(socket: &mut Netlink, port: &str) -> Result<PortState> {
     let link = socket.need(port)?;
     if link.master != 0 {
         return Err(Error::refused(format!("{port} belongs to another bridge or bond already"))
             .remedy("take it from there first"));
     }
+    state(socket, &link)
+}
+
+/// Addresses and routes of an interface.
+pub fn state(socket: &mut Netlink, link: &Link) -> Result<PortState> {
     let addresses =
         socket.addresses(link.index)?.iter().map(|message| to_hex(&emit(message))).collect();
     let routes = socket.routes(link.index)?.iter().map(|message| to_hex(&emit(message))).collect();
@@ -26,17 +35,45 @@ fn damaged() -> Error {
     Error::new(ErrorKind::Damaged, "the journal's copy of addresses and routes is damaged")
 }
 
+fn addresses(state: &PortState) -> Result<Vec<AddressMessage>> {
+    let parse = |text: &String| from_hex(text).and_then(|bytes| parse_address(&bytes));
+    state.addresses.iter().map(|text| parse(text).ok_or_else(damaged)).collect()
+}
+
+fn routes(state: &PortState) -> Result<Vec<RouteMessage>> {
+    let parse = |text: &String| from_hex(text).and_then(|bytes| parse_route(&bytes));
+    state.routes.iter().map(|text| parse(text).ok_or_else(damaged)).collect()
+}
+
 fn move_all(socket: &mut Netlink, state: &PortState, from: Option<u32>, to: u32) -> Result<()> {
-    for text in &state.addresses {
-        let message = from_hex(text).and_then(|bytes| parse_address(&bytes)).ok_or_else(damaged)?;
+    for message in addresses(state)? {
         if let Some(from) = from {
             socket.drop_address(message.clone(), from)?;
         }
-        socket.put_address(message, to)?;
+        socket.move_address(message, to)?;
     }
-    for text in &state.routes {
-        let message = from_hex(text).and_then(|bytes| parse_route(&bytes)).ok_or_else(damaged)?;
+    for message in routes(state)? {
+        // IPv4 routes go with their address; those of IPv6 stay, and would win or lose by chance.
+        if let Some(from) = from {
+            socket.drop_route(message.clone(), from)?;
+        }
         socket.put_route(message, to)?;
+    }
+    Ok(())
+}
+
+/// Takes away what an interface got since, such as a lease's address and routes.
+pub fn drop_new(socket: &mut Netlink, link: &Link, before: &PortState) -> Result<()> {
+    let (old_addresses, old_routes) = (addresses(before)?, routes(before)?);
+    for message in socket.routes(link.index)? {
+        if !old_routes.iter().any(|old| same_route(old, &message)) {
+            socket.drop_route(message, link.index)?;
+        }
+    }
+    for message in socket.addresses(link.index)? {
+        if !old_addresses.iter().any(|old| same_address(old, &message)) {
+            socket.drop_address(message, link.index)?;
+        }
     }
     Ok(())
 }

@@ -1,73 +1,64 @@
 //! nftables through its own program: tables of ours as text in one transaction, others' chains by JSON.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
 
+use crate::change::Programs;
 use crate::error::{Error, Result};
 
-fn nft(arguments: &[&str], input: &str) -> Result<String> {
-    let missing = || {
-        Error::host("the program nft is not installed")
-            .remedy("apt install nftables, or dnf install nftables")
-    };
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|_| missing())?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that ends early says why in its output.
-        let _ = stdin.write_all(input.as_bytes());
+fn missing(error: Error) -> Error {
+    if error.message().contains("is not installed") {
+        return error.remedy("apt install nftables, or dnf install nftables");
     }
-    let output = child.wait_with_output().map_err(|error| Error::host(format!("nft: {error}")))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::host(format!("nft refuses: {}", said.lines().next().unwrap_or("no reason given"))))
+    error
+}
+
+/// Runs one script: an argument, as a program never sees half of one.
+fn script(programs: &Programs, text: &str) -> Result<()> {
+    // The kernel takes 128 KiB as one argument; tables of ours have a few lines for each forward.
+    programs.run(&["nft".into(), text.into()]).map_err(|error| {
+        if error.message().contains("is not installed") {
+            return missing(error);
+        }
+        let said = error.message().rsplit("failed: ").next().unwrap_or_default();
+        Error::host(format!("nft refuses: {}", said.lines().next().unwrap_or("no reason given")))
+    })
 }
 
 /// The table's text, None when there is none.
-pub fn table(name: &str) -> Option<String> {
-    nft(&["list", "table", "inet", name], "").ok()
+pub fn table(programs: &Programs, name: &str) -> Option<String> {
+    programs.output(&["nft", "list", "table", "inet", name].map(str::to_owned)).ok()
 }
 
 /// Replaces the table in one transaction; an empty body removes it.
-pub fn replace(name: &str, body: &str) -> Result<()> {
+pub fn replace(programs: &Programs, name: &str, body: &str) -> Result<()> {
     // Declaring it first makes the deletion valid whether or not it was there.
-    let mut script = format!("table inet {name}\ndelete table inet {name}\n");
+    let mut text = format!("table inet {name}\ndelete table inet {name}\n");
     if !body.is_empty() {
-        script.push_str(&format!("table inet {name} {{\n{body}}}\n"));
+        text.push_str(&format!("table inet {name} {{\n{body}}}\n"));
     }
-    nft(&["-f", "-"], &script).map(drop)
+    script(programs, &text)
 }
 
 /// Puts back what `table` gave.
-pub fn restore(name: &str, text: Option<&str>) -> Result<()> {
-    if table(name).is_none() && text.is_none() {
+pub fn restore(programs: &Programs, name: &str, text: Option<&str>) -> Result<()> {
+    if text.is_none() && table(programs, name).is_none() {
         return Ok(());
     }
-    let script =
-        format!("table inet {name}\ndelete table inet {name}\n{}", text.unwrap_or_default());
-    nft(&["-f", "-"], &script).map(drop)
+    let text = format!("table inet {name}\ndelete table inet {name}\n{}", text.unwrap_or_default());
+    script(programs, &text)
 }
 
 /// The comment that marks our rules among others'.
-fn mark(bridge: &str) -> String {
+pub fn mark(bridge: &str) -> String {
     format!("rhostprep:{bridge}")
 }
 
 /// A chain as (family, table, chain).
 type Chain = (String, String, String);
 
-fn objects() -> Result<Vec<Value>> {
-    let text = nft(&["-j", "list", "ruleset"], "")?;
+fn objects(programs: &Programs) -> Result<Vec<Value>> {
+    let command = ["nft", "-j", "list", "ruleset"].map(str::to_owned);
+    let text = programs.output(&command).map_err(missing)?;
     let value: Value = serde_json::from_str(&text)
         .map_err(|error| Error::host(format!("nft's answer cannot be read: {error}")))?;
     Ok(value.get("nftables").and_then(Value::as_array).cloned().unwrap_or_default())
@@ -112,35 +103,35 @@ fn handles(objects: &[Value], bridge: &str) -> Vec<(Chain, u64)> {
 }
 
 /// Whether our accept rules are there.
-pub fn accepted(bridge: &str) -> Result<bool> {
-    Ok(!handles(&objects()?, bridge).is_empty())
+pub fn accepted(programs: &Programs, bridge: &str) -> Result<bool> {
+    Ok(!handles(&objects(programs)?, bridge).is_empty())
 }
 
 /// Inserts accept rules for a bridge where others drop forwarded packets. Policies stay as they are.
-pub fn accept(bridge: &str) -> Result<()> {
-    let objects = objects()?;
+pub fn accept(programs: &Programs, bridge: &str) -> Result<()> {
+    let objects = objects(programs)?;
     let there = handles(&objects, bridge);
-    let mut script = String::new();
+    let mut text = String::new();
     for chain in chains(&objects) {
         if there.iter().any(|(other, _)| *other == chain) {
             continue;
         }
         let (family, table, name) = &chain;
         for direction in ["iifname", "oifname"] {
-            script.push_str(&format!(
+            text.push_str(&format!(
                 "insert rule {family} {table} {name} {direction} \"{bridge}\" counter accept comment \"{}\"\n",
                 mark(bridge)
             ));
         }
     }
-    if script.is_empty() { Ok(()) } else { nft(&["-f", "-"], &script).map(drop) }
+    if text.is_empty() { Ok(()) } else { script(programs, &text) }
 }
 
 /// Takes them out again.
-pub fn withdraw(bridge: &str) -> Result<()> {
-    let mut script = String::new();
-    for ((family, table, chain), handle) in handles(&objects()?, bridge) {
-        script.push_str(&format!("delete rule {family} {table} {chain} handle {handle}\n"));
+pub fn withdraw(programs: &Programs, bridge: &str) -> Result<()> {
+    let mut text = String::new();
+    for ((family, table, chain), handle) in handles(&objects(programs)?, bridge) {
+        text.push_str(&format!("delete rule {family} {table} {chain} handle {handle}\n"));
     }
-    if script.is_empty() { Ok(()) } else { nft(&["-f", "-"], &script).map(drop) }
+    if text.is_empty() { Ok(()) } else { script(programs, &text) }
 }

@@ -1,6 +1,6 @@
 //! rtnetlink: links, addresses and routes. One socket, one request at a time, every request acknowledged.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
@@ -8,14 +8,16 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Route;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
 use netlink_packet_route::link::{
     BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::name::Cidr;
+use super::name::HostAddress;
 use crate::error::{Error, Result};
 
 /// A link as far as we need it.
@@ -229,6 +231,20 @@ impl Netlink {
         )
     }
 
+    /// Adds an address that was this host's on another link a moment ago: nobody else can have it, so the second
+    /// of looking for duplicates (RFC 4862 section 5.4), in which it cannot be used, is left out.
+    pub fn move_address(&mut self, mut message: AddressMessage, index: u32) -> Result<()> {
+        if message.header.family == AddressFamily::Inet6 {
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            for attribute in &mut message.attributes {
+                if let AddressAttribute::Flags(flags) = attribute {
+                    *flags |= AddressFlags::Nodad;
+                }
+            }
+        }
+        self.put_address(message, index)
+    }
+
     /// Removes an address; one that has gone is fine.
     pub fn drop_address(&mut self, mut message: AddressMessage, index: u32) -> Result<()> {
         message.header.index = index;
@@ -237,13 +253,13 @@ impl Netlink {
         self.tolerant(Route::DelAddress(message), 0, "the address cannot be removed", &fine)
     }
 
-    /// Adds an IPv4 address with its broadcast address.
-    pub fn add_address(&mut self, index: u32, address: Cidr) -> Result<()> {
+    /// Adds an address, an IPv4 one with its broadcast address.
+    pub fn add_address(&mut self, index: u32, address: HostAddress) -> Result<()> {
         self.put_address(address_message(address), index)
     }
 
-    /// Removes an IPv4 address.
-    pub fn remove_address(&mut self, index: u32, address: Cidr) -> Result<()> {
+    /// Removes an address.
+    pub fn remove_address(&mut self, index: u32, address: HostAddress) -> Result<()> {
         self.drop_address(address_message(address), index)
     }
 
@@ -270,35 +286,85 @@ impl Netlink {
     }
 
     /// Adds a route as a message, over another link.
-    pub fn put_route(&mut self, mut message: RouteMessage, index: u32) -> Result<()> {
-        for attribute in &mut message.attributes {
-            if let RouteAttribute::Oif(old) = attribute {
-                *old = index;
-            }
-        }
-        // What the kernel reports about a route, not what it is told.
-        message.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
-        message.header.flags = netlink_packet_route::route::RouteFlags::empty();
+    pub fn put_route(&mut self, message: RouteMessage, index: u32) -> Result<()> {
         self.tolerant(
-            Route::NewRoute(message),
+            Route::NewRoute(told(message, index)),
             NLM_F_CREATE | NLM_F_REPLACE,
             "the route cannot be added",
             &[libc::EEXIST],
         )
     }
+
+    /// Removes a route over a link; one that has gone is fine.
+    pub fn drop_route(&mut self, message: RouteMessage, index: u32) -> Result<()> {
+        let fine = [libc::ESRCH, libc::ENODEV];
+        let message = Route::DelRoute(told(message, index));
+        self.tolerant(message, 0, "the route cannot be removed", &fine)
+    }
 }
 
-fn address_message(address: Cidr) -> AddressMessage {
+/// A route as the kernel is told it, made of one that it reported.
+fn told(mut message: RouteMessage, index: u32) -> RouteMessage {
+    let mut expires = 0;
+    for attribute in &mut message.attributes {
+        match attribute {
+            RouteAttribute::Oif(old) => *old = index,
+            RouteAttribute::CacheInfo(info) => expires = info.expires,
+            _ => {}
+        }
+    }
+    message.attributes.retain(|attribute| {
+        !matches!(attribute, RouteAttribute::CacheInfo(_) | RouteAttribute::Expires(_))
+    });
+    // A route of a router advertisement ends by itself: reported in hundredths of a second (USER_HZ), told in
+    // seconds.
+    if message.header.address_family == AddressFamily::Inet6 && expires > 0 {
+        message.attributes.push(RouteAttribute::Expires(expires.div_ceil(100)));
+    }
+    message.header.flags = netlink_packet_route::route::RouteFlags::empty();
+    message
+}
+
+fn address_message(address: HostAddress) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
     message.header.prefix_len = address.prefix;
-    let own = IpAddr::V4(address.address);
-    message.attributes.push(AddressAttribute::Local(own));
-    message.attributes.push(AddressAttribute::Address(own));
-    if address.prefix < 31 {
-        message.attributes.push(AddressAttribute::Broadcast(address.broadcast()));
+    message.attributes.push(AddressAttribute::Local(address.address));
+    message.attributes.push(AddressAttribute::Address(address.address));
+    match address.address {
+        IpAddr::V4(own) => {
+            message.header.family = AddressFamily::Inet;
+            if address.prefix < 31 {
+                let last = super::Cidr { address: own, prefix: address.prefix }.broadcast();
+                message.attributes.push(AddressAttribute::Broadcast(last));
+            }
+        }
+        IpAddr::V6(_) => message.header.family = AddressFamily::Inet6,
     }
     message
+}
+
+/// Whether two messages mean the same address; lifetimes run, so they do not count.
+pub fn same_address(one: &AddressMessage, other: &AddressMessage) -> bool {
+    address_of(one) == address_of(other)
+}
+
+/// Whether two messages mean the same route.
+pub fn same_route(one: &RouteMessage, other: &RouteMessage) -> bool {
+    let key = |route: &RouteMessage| {
+        let kept = route.attributes.iter().filter(|attribute| {
+            matches!(
+                attribute,
+                RouteAttribute::Destination(_)
+                    | RouteAttribute::Gateway(_)
+                    | RouteAttribute::Priority(_)
+                    | RouteAttribute::Table(_)
+            )
+        });
+        let header = &route.header;
+        let kept: Vec<RouteAttribute> = kept.cloned().collect();
+        (header.address_family, header.destination_prefix_length, header.table, kept)
+    };
+    key(one) == key(other)
 }
 
 fn link_local(message: &AddressMessage) -> bool {
@@ -346,12 +412,20 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
-/// An IPv4 address of a message, for showing.
-pub fn ipv4_of(message: &AddressMessage) -> Option<(Ipv4Addr, u8)> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some((*address, message.header.prefix_len)),
+/// The address of a message with its prefix length.
+pub fn address_of(message: &AddressMessage) -> Option<(IpAddr, u8)> {
+    // IPv4 has its own address as Local and the peer's (mostly the same) as Address; IPv6 mostly Address only.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
         _ => None,
-    })
+    });
+    let any = || {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    };
+    Some((local.or_else(any)?, message.header.prefix_len))
 }
 
 /// A message's bytes.

@@ -3,7 +3,7 @@
 //! * Links, addresses and routes go over netlink; packet filters are nftables in a table of our own for each
 //!   network (`inet rhostprep_NAME`), replaced in one transaction and never mixed with others' rules. Where another
 //!   table drops forwarded packets (Docker does), accept rules with our mark in their comment are put into the
-//!   chain that is meant for it, and only these are taken out again.
+//!   chain that is meant for it, and only these are taken out again; the same with the old iptables.
 //! * Everything here is a [`NetChange`] of a plan, so it is journalled and undone like all other actions.
 
 mod backend;
@@ -11,22 +11,27 @@ mod change;
 mod daemon;
 mod enslave;
 mod firewall;
+mod forward;
+mod inside;
 mod kernel;
+mod legacy;
 mod models;
 mod name;
+mod outside;
 mod persist;
 mod registry;
 mod show;
+mod table;
 mod tap;
 
 pub use backend::{Kernel, NetBackend};
 pub use change::{NetBefore, NetChange};
-pub use models::{
-    Address, BridgeWish, Forward, Model, NetworkWish, Stp, bridge, concerns, forward, network,
-    tap_plan,
-};
-pub use name::{Cidr, check_name};
-pub use persist::{PersistFile, persist_files};
+pub use forward::{Forward, forward};
+pub use inside::network;
+pub use models::{Address, BridgeWish, Model, NetworkWish, Stp, concerns, tap_plan};
+pub use name::{Cidr, HostAddress, Subnet6, check_name};
+pub use outside::bridge;
+pub use persist::{Addressing, PersistBridge, PersistFile, persist_files};
 pub use registry::{Network, load, names, path_of};
 pub use show::show;
 

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::models::{Forward, Model};
-use super::name::{Cidr, check_name};
+use super::forward::Forward;
+use super::models::Model;
+use super::name::{Cidr, Subnet6, check_name};
+use crate::change::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 
@@ -18,6 +20,9 @@ pub struct Network {
     pub model: Model,
     /// Its addresses; None for a bridge to the outside.
     pub subnet: Option<Cidr>,
+    /// Its IPv6 addresses.
+    #[serde(default)]
+    pub subnet6: Option<Subnet6>,
     /// Addresses are given out.
     pub dhcp: bool,
     /// Ports forwarded into it.
@@ -48,4 +53,11 @@ pub fn load(host: &Host, name: &str) -> Result<Network> {
         Error::new(ErrorKind::Damaged, format!("the file of the network is damaged: {error}"))
             .at(path)
     })
+}
+
+/// The action that writes a network down.
+pub fn file(network: &Network) -> Result<Action> {
+    let text = serde_json::to_string_pretty(network)
+        .map_err(|error| Error::host(format!("the network cannot be written down: {error}")))?;
+    Ok(Action::File { path: path_of(&network.name), text: text + "\n", mode: 0o600 })
 }

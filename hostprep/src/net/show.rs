@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::kernel::{Netlink, ipv4_of};
+use super::kernel::{Netlink, address_of};
 use super::registry;
 use crate::error::Result;
 use crate::host::Host;
@@ -22,7 +22,7 @@ pub fn show(host: &Host) -> Result<String> {
             words.push(format!("on {}", master.name));
         }
         for message in socket.addresses(link.index)? {
-            if let Some((address, prefix)) = ipv4_of(&message) {
+            if let Some((address, prefix)) = address_of(&message) {
                 words.push(format!("{address}/{prefix}"));
             }
         }
@@ -32,10 +32,11 @@ pub fn show(host: &Host) -> Result<String> {
     for name in registry::names(host) {
         let network = registry::load(host, &name)?;
         let subnet = network.subnet.map(|subnet| format!(" {subnet}")).unwrap_or_default();
+        let subnet6 = network.subnet6.map(|subnet| format!(" {subnet}")).unwrap_or_default();
         let model = format!("{:?}", network.model).to_lowercase();
         let _ = writeln!(
             out,
-            "network {name}: {model}{subnet}{}",
+            "network {name}: {model}{subnet}{subnet6}{}",
             if network.dhcp { ", DHCP" } else { "" }
         );
         for forward in &network.forwards {

@@ -225,6 +225,18 @@ pub fn network_cases() -> Vec<Case> {
             Error,
             "overlaps",
         ),
+        case(
+            "net.forwarding",
+            nat(|s| {
+                let default =
+                    format!("{0} 00 {0} 00 {0} 00000400 1 0 00000003 eth0", "0".repeat(32));
+                s.set("/proc/net/ipv6_route", &default)
+                    .set("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+                    .set("/proc/sys/net/ipv6/conf/eth0/accept_ra", "1");
+            }),
+            Warning,
+            "accept_ra=2",
+        ),
         case("net.forward-drop", intel(), Pass, ""),
         case(
             "net.forward-drop",

@@ -29,8 +29,14 @@
 //! mapping is not changed while it is being used.
 
 mod block_table;
+pub mod bochs;
+pub mod cloop;
+mod codec;
+pub mod cow;
+pub mod dmg;
 pub mod info;
 pub mod options;
+mod packed;
 pub mod qcow2;
 pub mod raw;
 #[cfg(test)]
@@ -381,7 +387,7 @@ pub struct ImageInfo {
     pub encrypted: bool,
     /// All data are compressed (streamOptimized).
     pub compressed: Option<bool>,
-    /// Not cleanly closed.
+    /// Not cleanly closed; `None` where `info` says nothing about it.
     pub dirty: Option<bool>,
     /// Offset of the VM state area: where it would begin as a guest offset.
     pub vm_state_offset: Option<u64>,
@@ -631,6 +637,10 @@ pub fn drivers() -> &'static [&'static dyn Driver] {
         &vdi::VdiDriver,
         &vpc::VpcDriver,
         &vhdx::VhdxDriver,
+        &bochs::BochsDriver,
+        &cloop::CloopDriver,
+        &cow::CowDriver,
+        &dmg::DmgDriver,
     ]
 }
 
@@ -652,6 +662,12 @@ pub fn probe(head: &[u8], name: &str) -> &'static dyn Driver {
         }
     }
     best.0
+}
+
+/// Error for opening an image of a format that is only read for writing, with QEMU's words.
+pub fn never_written() -> Error {
+    Error::new(crate::ErrorKind::ReadOnly, "Image is read-only")
+        .hint("convert it to a format that can be written: rimg convert -O qcow2 SOURCE TARGET")
 }
 
 /// Error for writing to an image that cannot be written.

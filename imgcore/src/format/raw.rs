@@ -176,7 +176,7 @@ impl Image for RawImage {
     }
 
     fn info(&self) -> Result<ImageInfo> {
-        Ok(ImageInfo::default())
+        Ok(ImageInfo { dirty: Some(false), ..ImageInfo::default() })
     }
 
     fn zero_init(&self) -> bool {

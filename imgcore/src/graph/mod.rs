@@ -4,6 +4,7 @@
 //! copies on write and fills up with zeroes. [`open`](mod@open) turns names into nodes under an
 //! [`open::Policy`].
 
+mod attach;
 pub mod create;
 pub mod gate;
 pub mod node;
@@ -12,7 +13,9 @@ mod open_request;
 pub mod output;
 pub mod output_space;
 pub mod range_lock;
+pub mod runs;
 mod status;
+pub mod temporary;
 mod write;
 
 pub use node::Node;

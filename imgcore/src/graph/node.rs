@@ -20,7 +20,7 @@ pub struct Node {
     /// `None`: as whoever asks for it means it.
     pub(super) discard: Option<Discard>,
     /// As the user wrote it.
-    name: String,
+    pub(super) name: String,
 }
 
 impl Node {

@@ -184,6 +184,7 @@ impl Level<'_> {
             _ if self.options.sharing != Sharing::Locked => return Ok(()),
             (Purpose::Header, _) if raw => return Ok(()),
             (Purpose::Header, _) => LockSet::INSPECT,
+            (Purpose::Guest, Access::Write) => LockSet::EXCLUSIVE_WRITE,
             (_, Access::Write) if raw => LockSet::RAW_RESIZE,
             (_, Access::Write) => LockSet::EXCLUSIVE_WRITE,
             (Purpose::Data | Purpose::Check, Access::Read) if raw && self.top => LockSet::RAW_READ,

@@ -146,6 +146,8 @@ pub enum Purpose {
     Data,
     /// Reading all of it, while nobody writes.
     Source,
+    /// A guest's disk: nobody else writes, and nobody reads what is being written.
+    Guest,
     /// Looking at the header: a missing external data file is no error.
     Header,
     /// Checking: damage must not keep it from being opened, nothing is repaired on the way.

@@ -75,6 +75,24 @@ pub fn commit(options: &CommitOptions, job: &Job<'_>) -> Result<()> {
     top.close()
 }
 
+/// Copies what `top` itself has, and nothing below it, into `base`, and brings it to disk. `top` may have
+/// been detached from `base` ([`Node::detach`]); both stay open and have the same bytes afterwards.
+///
+/// # Errors
+/// When `base` cannot be written. What was copied before stays in it; `top` is unchanged.
+pub fn copy_down(top: &Node, base: &Node, watcher: &dyn crate::format::Watcher) -> Result<()> {
+    let policy = crate::graph::open::Policy::folder();
+    let job = Job { policy: &policy, watcher };
+    let (size, old) = (top.virtual_size(), base.virtual_size());
+    if size > old {
+        base.resize(size, Preallocation::Off)
+            .map_err(|e| e.context(format!("Could not resize '{}'", base.name())))?;
+        hide_backing(base, old, size)?;
+    }
+    move_down(top, base, 1, &CommitOptions::default(), &job)?;
+    base.flush()
+}
+
 /// Number of links from the top to the image that the user calls `base`.
 fn find_base(options: &CommitOptions, base: &str, job: &Job<'_>) -> Result<usize> {
     let mut how = options.image.options(job);

@@ -64,8 +64,9 @@ pub struct InfoReport {
     /// Name of the file below, as recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_filename: Option<String>,
-    /// Not cleanly closed.
-    pub dirty_flag: bool,
+    /// Not cleanly closed; absent for formats that only hold packed data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dirty_flag: Option<bool>,
     /// Guest offset at which the VM state area begins (for showing snapshots), not QEMU's.
     #[serde(skip)]
     pub vm_state_offset: Option<u64>,
@@ -139,7 +140,7 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
         encrypted: details.encrypted.then_some(true),
         compressed: details.compressed.filter(|c| *c),
         format_specific: details.specific,
-        dirty_flag: details.dirty.unwrap_or(false),
+        dirty_flag: details.dirty,
         vm_state_offset: details.vm_state_offset,
         ..InfoReport::default()
     };
@@ -183,6 +184,7 @@ fn file_info(storage: &dyn Storage) -> Result<InfoReport> {
         format: if device { "host_device" } else { "file" }.to_owned(),
         actual_size: storage.allocated()?,
         format_specific: (!device).then(|| SpecificInfo::File(FileInfo::default())),
+        dirty_flag: Some(false),
         ..InfoReport::default()
     })
 }

@@ -14,6 +14,7 @@ pub mod convert;
 pub mod create;
 pub mod creation;
 pub mod dd;
+pub mod digest;
 pub mod info;
 pub mod map;
 pub mod measure;

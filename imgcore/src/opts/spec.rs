@@ -117,6 +117,7 @@ pub struct EncryptSpec {
 const FORMATS: &[&str] = &[
     "bochs",
     "cloop",
+    "cow",
     "dmg",
     "luks",
     "parallels",
@@ -207,6 +208,11 @@ impl ImageSpec {
     pub fn from_json(text: &str) -> Result<Self, OptError> {
         let tree = json::parse(text).map_err(|e| e.prefix("Could not parse the JSON options"))?;
         build_top(Flat::from_tree(tree)?)
+    }
+
+    /// From keys and values that were put together elsewhere (`-blockdev`).
+    pub fn from_flat(flat: Flat) -> Result<Self, OptError> {
+        build_top(flat)
     }
 
     /// Tells the format that probing found; refuses options it does not have.

@@ -1,11 +1,43 @@
-//! What lies behind a guest's disk.
+//! What lies behind a guest's disks.
+//!
+//! * [`config`]: plain data: one disk as the command line describes it.
+//! * [`open`](mod@open): from plain data to an opened image.
+//! * [`image`]: the image as a [`BlockBackend`], and what may be done with it while the guest runs.
+//! * [`disk`]: what a device talks to: limits, figures and the error policy around a back end.
+//! * [`throttle`]: limits on bytes and requests a second.
+//! * [`stats`]: figures for `info blockstats`.
+//! * [`vector`]: moving bytes between open files and guest memory without a buffer.
+//! * [`pool`]: the threads that carry requests out beside a queue's own.
+//!
+//! Lock order: an image's chain lock, then what is inside imgcore. Nothing here is held while a
+//! device's lock is being waited for.
+//!
+//! # Names inside images
+//!
+//! A name that the user wrote is opened; backing files and extents that images name are opened too, as
+//! QEMU does it, because that is how chains are made. A guest cannot change these names: it writes guest
+//! data, never headers, with one exception that is closed: the first bytes of a disk whose format was
+//! *guessed* to be raw (see [`image`]). The sandbox confines the process to the files that were opened.
+
+pub mod config;
+pub mod disk;
+pub mod image;
+pub mod open;
+pub mod pool;
+pub mod stats;
+pub mod throttle;
+pub mod vector;
 
 use std::sync::Arc;
 
 use imgcore::format::ZeroSpace;
 use imgcore::graph::Node;
 
+pub use config::Drive;
+pub use disk::Disk;
+
 use crate::Result;
+use vector::GuestPieces;
 
 /// Whether space is given back when zeroes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +46,15 @@ pub enum Unmap {
     Keep,
     /// It may be given back.
     Allowed,
+}
+
+/// Whether a request was carried out by a way that not all can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    /// It was.
+    Done,
+    /// Nothing was done: the caller uses a buffer.
+    Impossible,
 }
 
 /// A disk's bytes. Called from several threads; every call is complete when it returns.
@@ -30,6 +71,14 @@ pub trait BlockBackend: Send + Sync {
     fn read(&self, at: u64, buf: &mut [u8]) -> Result<()>;
     /// Stores `buf`.
     fn write(&self, at: u64, buf: &[u8]) -> Result<()>;
+    /// Fills guest memory without a buffer, where that is possible.
+    fn read_direct(&self, _at: u64, _to: &GuestPieces<'_>) -> Result<Direct> {
+        Ok(Direct::Impossible)
+    }
+    /// Stores guest memory without a buffer, where that is possible.
+    fn write_direct(&self, _at: u64, _from: &GuestPieces<'_>) -> Result<Direct> {
+        Ok(Direct::Impossible)
+    }
     /// Makes durable what was stored before.
     fn flush(&self) -> Result<()>;
     /// These bytes are not needed any more.
@@ -52,6 +101,12 @@ impl BlockBackend for Arc<Node> {
     }
     fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
         Node::write(self, at, buf)
+    }
+    fn read_direct(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
+        vector::read(self, at, to)
+    }
+    fn write_direct(&self, at: u64, from: &GuestPieces<'_>) -> Result<Direct> {
+        vector::write(self, at, from)
     }
     fn flush(&self) -> Result<()> {
         Node::flush(self)

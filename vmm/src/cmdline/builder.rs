@@ -7,10 +7,12 @@ use super::Run;
 use super::disk::DriveSpec;
 use super::memory::MemorySpec;
 use super::net::NetSpec;
-use crate::chardev::CharConfig;
+use crate::block::config::Persistence;
 use crate::cpu::topology::Wanted;
 use crate::machine::MachineConfig;
 use crate::machine::config::{DeviceConfig, DeviceKind};
+use crate::sandbox::Sandbox;
+use crate::virtio::blk::{BlkConfig, Offer};
 use crate::{Error, Result};
 
 /// Everything said. Options may come in any order; references between them are resolved at the end.
@@ -24,12 +26,14 @@ pub struct Builder {
     pub memory: MemorySpec,
     /// `-drive`.
     pub drives: Vec<DriveSpec>,
+    /// `-blockdev`.
+    pub nodes: super::blockdev::Nodes,
+    /// `-snapshot`.
+    pub snapshot: bool,
     /// `-net`, `-netdev`, `-nic`.
     pub net: NetSpec,
     /// `-device`s that refer to others: resolved at the end.
     pub devices: Vec<super::device::DeviceSpec>,
-    /// `-chardev`, by id.
-    pub chardevs: BTreeMap<String, CharConfig>,
     /// `-serial` was given.
     pub serial_given: bool,
     /// `-nographic`.
@@ -38,12 +42,18 @@ pub struct Builder {
     pub no_display: bool,
     /// `-nodefaults`.
     pub nodefaults: bool,
-    /// `-monitor none`.
-    pub no_monitor: bool,
+    /// `-monitor` or the like was given.
+    pub monitor_given: bool,
+    /// How many monitors were made by short spellings.
+    pub short_monitors: usize,
+    /// What the process around the machine does.
+    pub process: super::process::ProcessConfig,
     /// `-balloon virtio`.
     pub balloon: bool,
-    /// `-pidfile`.
-    pub pidfile: Option<PathBuf>,
+    /// `-object rng-random`, by id.
+    pub rngs: BTreeMap<String, PathBuf>,
+    /// `-sandbox off`.
+    pub sandbox_off: bool,
     /// Lines for people.
     pub warnings: Vec<String>,
     /// Text to show instead of running.
@@ -65,8 +75,14 @@ impl Builder {
         self.warnings.extend(note);
         self.machine.topology = topology;
         self.machine.memory = self.memory.clone().finish(&topology)?;
-        self.serial();
+        super::chardev::defaults(&mut self)?;
+        self.process.check(&self.machine, self.nographic)?;
         self.disks_and_cards()?;
+        if !self.sandbox_off {
+            let removed =
+                self.process.pidfile.iter().chain(self.machine.sockets()).cloned().collect();
+            self.machine.sandbox = Sandbox::On { removed };
+        }
         if self.machine.kernel.kernel.as_os_str().is_empty() {
             return Err(Error::unsupported(
                 "booting from disk, CD or network is not supported yet",
@@ -78,24 +94,7 @@ impl Builder {
         {
             return Err(Error::invalid(format!("-vcpu-pin: there is no vCPU {vcpu}")));
         }
-        Ok(Run { machine: self.machine, pidfile: self.pidfile, warnings: self.warnings })
-    }
-
-    fn serial(&mut self) {
-        if self.serial_given {
-            return;
-        }
-        if self.nographic {
-            self.machine.serial = vec![CharConfig::Stdio { keys: true }];
-        } else if !self.nodefaults {
-            self.machine.serial = vec![CharConfig::Null];
-            if !self.no_display {
-                self.warnings.push(
-                    "there is no display yet; the guest runs without one (-nographic shows its serial port)"
-                        .into(),
-                );
-            }
-        }
+        Ok(Run { machine: self.machine, process: self.process, warnings: self.warnings })
     }
 
     fn disks_and_cards(&mut self) -> Result<()> {
@@ -106,9 +105,26 @@ impl Builder {
             devices.push(DeviceConfig { id, slot: nic.slot, kind: nic.kind });
         }
         let mut drives = std::mem::take(&mut self.drives);
-        for spec in std::mem::take(&mut self.devices) {
-            devices.push(spec.resolve(&mut drives, &self.chardevs)?);
+        if self.snapshot {
+            if !self.nodes.is_empty() {
+                return Err(Error::invalid("-snapshot does not work with -blockdev")
+                    .hint("Use -drive ...,snapshot=on, or an overlay: rimg create -f qcow2 -b IMAGE -F FORMAT overlay.qcow2"));
+            }
+            for d in drives.iter_mut().filter(|d| !d.persistence_given) {
+                d.drive.persistence = Persistence::Temporary;
+            }
         }
+        for spec in std::mem::take(&mut self.devices) {
+            devices.push(spec.resolve(
+                &mut drives,
+                &mut self.nodes,
+                &self.rngs,
+                &self.machine.chardevs,
+            )?);
+        }
+        self.warnings.extend(
+            self.nodes.unused().map(|n| format!("-blockdev node-name={n}: nothing uses it")),
+        );
         drives.sort_by_key(|d| d.index);
         for d in drives {
             if d.only_backend {
@@ -118,11 +134,14 @@ impl Builder {
                 ))
                 .hint(format!("Add -device virtio-blk-pci,drive={}", d.drive.id)));
             }
-            let kind = DeviceKind::Blk { drive: d.drive.clone(), queues: None };
-            devices.push(DeviceConfig { id: d.drive.id, slot: None, kind });
+            let id = d.drive.id.clone();
+            let discard = if d.drive.discards() { Offer::Yes } else { Offer::No };
+            let shown = BlkConfig { discard, ..BlkConfig::default() };
+            let kind = DeviceKind::Blk { drive: Box::new(d.drive), queues: None, shown };
+            devices.push(DeviceConfig { id, slot: None, kind });
         }
         if self.balloon {
-            let kind = DeviceKind::Balloon { reporting: false };
+            let kind = DeviceKind::Balloon { reporting: false, deflate_on_oom: false };
             devices.push(DeviceConfig { id: "balloon0".into(), slot: None, kind });
         }
         // Those with a slot first, so that the others do not take it.

@@ -1,10 +1,15 @@
-//! `-drive` and its short forms.
+//! `-drive`, `-snapshot`.
 
+use imgcore::graph::open::{DetectZeroes, Discard, OpenRequest, Sharing};
+use imgcore::opts::ImageSpec;
+use imgcore::opts::filename::{self, Filename};
+use imgcore::opts::tree::{Flat, Scalar};
 use imgcore::storage::CacheMode;
 
 use super::builder::Builder;
 use super::options::{Options, boolean};
-use crate::machine::config::Drive;
+use super::throttle;
+use crate::block::config::{Aio, Drive, OnError, Persistence, WriteAccess, WriteCache};
 use crate::{Error, Result};
 
 /// A `-drive`.
@@ -16,27 +21,43 @@ pub struct DriveSpec {
     pub index: u64,
     /// `if=none`: a `-device` uses it.
     pub only_backend: bool,
+    /// `snapshot=` was given: `-snapshot` changes nothing.
+    pub persistence_given: bool,
 }
 
 const REFUSED: super::options::Refusals = &[
-    ("throttling.", "Leave it out; limits are not supported yet"),
-    ("bps", "Leave it out; limits are not supported yet"),
-    ("iops", "Leave it out; limits are not supported yet"),
-    ("detect-zeroes", "Leave it out"),
-    ("snapshot", "Make an overlay: rimg create -f qcow2 -b IMAGE -F FORMAT overlay.qcow2"),
     ("copy-on-read", "Leave it out"),
     ("bus", "Use -device virtio-blk-pci,drive=ID,addr="),
     ("unit", "Use index="),
-    ("group", "Leave it out"),
     ("cyls", "Leave it out"),
     ("heads", "Leave it out"),
     ("secs", "Leave it out"),
     ("trans", "Leave it out"),
     ("addr", "Use -device virtio-blk-pci,drive=ID,addr="),
     ("encrypt.", "Convert the image: rimg convert"),
-    ("file.", "Write file=NAME"),
-    ("node-name", "Use id="),
+    ("cache-size", "Give format= as well"),
+    ("throttling.", "See the manual for the limits that there are"),
 ];
+
+/// Keys of the image's own drivers, which [`ImageSpec`] understands.
+fn is_image_key(key: &str) -> bool {
+    let prefixes = ["file.", "backing.", "data-file.", "overlap-check.", "pass-discard-"];
+    let words = [
+        "backing",
+        "lazy-refcounts",
+        "cache-size",
+        "l2-cache-size",
+        "l2-cache-entry-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+        "discard-no-unref",
+        "overlap-check",
+        "offset",
+        "size",
+        "force-share",
+    ];
+    prefixes.iter().any(|p| key.starts_with(p)) || words.contains(&key)
+}
 
 /// `-drive`.
 pub fn drive(b: &mut Builder, text: &str) -> Result<()> {
@@ -50,66 +71,216 @@ pub fn drive(b: &mut Builder, text: &str) -> Result<()> {
                 .hint("Use if=virtio"));
         }
     };
-    match o.take("media").as_deref() {
-        None | Some("disk") => {}
-        Some(other) => {
-            return Err(Error::unsupported(format!("media={other} is not supported yet"))
-                .hint("Attach the image as a disk: media=disk,readonly=on"));
-        }
-    }
     let number = u64::try_from(b.drives.len()).unwrap_or(0);
     let id = o.take("id").unwrap_or_else(|| format!("virtio{number}"));
-    let file = o.need("file")?;
-    let cache = match o.take("cache") {
-        None => CacheMode::Writeback,
-        Some(name) => CacheMode::parse(&name)
-            .ok_or_else(|| Error::invalid(format!("invalid cache option '{name}'")))?,
+    // A node's name is another name for the same disk here.
+    let node_name = o.take("node-name");
+    let cdrom = match o.take("media").as_deref() {
+        None | Some("disk") => false,
+        Some("cdrom") => true,
+        Some(other) => return Err(Error::invalid(format!("'{other}' invalid media"))),
     };
-    match o.take("aio").as_deref() {
-        None | Some("threads") => {}
-        Some(aio @ ("native" | "io_uring")) => {
-            b.warnings
-                .push(format!("-drive aio={aio}: requests are carried out by threads for now"));
-        }
-        Some(other) => return Err(Error::invalid(format!("invalid aio option '{other}'"))),
-    }
-    let discard = match o.take("discard").as_deref() {
-        None | Some("ignore" | "off") => false,
-        Some("unmap" | "on") => true,
-        Some(other) => return Err(Error::invalid(format!("Invalid discard option '{other}'"))),
+    let throttling = throttle::take(&mut o, &id)?;
+    let (persistence, persistence_given) = match o.take_bool("snapshot")? {
+        None => (Persistence::Permanent, false),
+        Some(false) => (Persistence::Permanent, true),
+        Some(true) => (Persistence::Temporary, true),
     };
-    for policy in ["werror", "rerror"] {
-        match o.take(policy).as_deref() {
-            None | Some("report") => {}
-            Some(other) => {
-                return Err(Error::unsupported(format!("{policy}={other} is not supported yet"))
-                    .hint(format!("Use {policy}=report: the guest sees the error")));
-            }
-        }
-    }
+    let (cache, write_cache) = cache(&mut o)?;
+    let aio = aio(b, &mut o, cache)?;
+    let write_error = on_error(&mut o, "werror", OnError::StopWhenFull)?;
+    let read_error = on_error(&mut o, "rerror", OnError::Report)?;
     // qemu-kvm's own: boot from this disk, which direct kernels do not need.
     if let Some(boot) = o.take("boot") {
         boolean("boot", &boot)?;
         b.warnings.push("-drive boot=: the kernel of -kernel is booted".into());
     }
-    let read_only = match (o.take_bool("readonly")?, o.take_bool("read-only")?) {
-        (Some(v), _) | (None, Some(v)) => v,
-        _ => false,
-    };
-    let drive = Drive {
-        id: id.clone(),
-        file,
-        format: o.take("format").or_else(|| o.take("driver")),
-        cache,
-        read_only,
-        discard,
-        serial: o.take("serial").unwrap_or_default(),
-    };
+    let access = access(&mut o, cdrom)?;
+    let (discard, detect_zeroes) = space(&mut o)?;
+    let serial = o.take("serial").unwrap_or_default();
     let index = o.take_number("index")?.unwrap_or(number);
+    let mut image = image(&mut o)?;
+    image.discard = Some(discard);
+    image.detect_zeroes = detect_zeroes;
+    image.cache = Some(cache);
     o.finish(REFUSED)?;
-    if b.drives.iter().any(|d| d.drive.id == id) {
-        return Err(Error::invalid(format!("Duplicate ID '{id}' for drive")));
+    let taken = |name: &str| b.nodes.has(name) || b.drives.iter().any(|d| d.drive.id == name);
+    if let Some(name) = [Some(&id), node_name.as_ref()].into_iter().flatten().find(|n| taken(n)) {
+        return Err(Error::invalid(format!("Duplicate ID '{name}' for drive")));
     }
-    b.drives.push(DriveSpec { drive, index, only_backend });
+    let id =
+        if only_backend { node_name.filter(|_| !text.contains("id=")).unwrap_or(id) } else { id };
+    let drive = Drive {
+        id,
+        image,
+        access,
+        persistence,
+        write_cache,
+        write_error,
+        read_error,
+        throttling,
+        aio,
+        serial,
+    };
+    b.drives.push(DriveSpec { drive, index, only_backend, persistence_given });
     Ok(())
+}
+
+/// `-snapshot`.
+pub fn snapshot(b: &mut Builder, _text: &str) -> Result<()> {
+    b.snapshot = true;
+    Ok(())
+}
+
+/// The image with everything that belongs to opening it.
+fn image(o: &mut Options) -> Result<OpenRequest> {
+    let name = match (o.take("file"), o.take("file.filename")) {
+        (Some(_), Some(_)) => {
+            return Err(Error::invalid("Cannot specify both 'file' and 'file.filename'"));
+        }
+        (Some(name), None) => Some(name),
+        (None, Some(path)) => Some(filename::quote_path(&path)),
+        (None, None) => None,
+    };
+    let format = match (o.take("format"), o.take("driver")) {
+        (Some(_), Some(_)) => {
+            return Err(Error::invalid("Cannot specify both 'driver' and 'format'"));
+        }
+        (a, b) => a.or(b),
+    };
+    let extra = o.take_where(is_image_key);
+    let name = name.ok_or_else(|| Error::invalid("Parameter 'file' is missing"))?;
+    if extra.is_empty() {
+        return OpenRequest::parse(&name, format.as_deref());
+    }
+    let path = match filename::parse(&name).map_err(Error::from)? {
+        Filename::Path(path) => path,
+        Filename::Json(_) | Filename::Protocol { .. } => {
+            return Err(Error::unsupported(format!(
+                "file={name} cannot be combined with '{}'",
+                extra[0].0
+            ))
+            .hint("Use -blockdev"));
+        }
+    };
+    let mut flat = Flat::default();
+    if let Some(format) = &format {
+        flat.set("driver", Scalar::Text(format.clone()));
+    }
+    flat.set("file.filename", Scalar::Text(path));
+    for (key, value) in extra {
+        flat.set(&key, Scalar::Text(value));
+    }
+    let spec = ImageSpec::from_flat(flat).map_err(Error::from)?;
+    if let Some((key, _)) = spec.undecided.first() {
+        return Err(Error::invalid(format!("'{key}' needs to know the format"))
+            .hint("Give format= as well"));
+    }
+    let mut request = OpenRequest::from_spec(&spec, &name)?;
+    request.shown = None;
+    if request.sharing == Some(Sharing::Force) {
+        return Err(Error::unsupported("force-share=on is not supported for a guest's disk")
+            .hint("file.locking=off takes no locks; then nothing keeps a second writer away"));
+    }
+    Ok(request)
+}
+
+/// `cache=` and what its words are made of.
+fn cache(o: &mut Options) -> Result<(CacheMode, WriteCache)> {
+    let (mut writeback, mut direct, mut no_flush) = match o.take("cache").as_deref() {
+        None | Some("writeback") => (true, false, false),
+        Some("none" | "off") => (true, true, false),
+        Some("writethrough") => (false, false, false),
+        Some("directsync") => (false, true, false),
+        Some("unsafe") => (true, false, true),
+        Some(_) => return Err(Error::invalid("invalid cache option")),
+    };
+    for (key, value) in [
+        ("cache.writeback", &mut writeback),
+        ("cache.direct", &mut direct),
+        ("cache.no-flush", &mut no_flush),
+    ] {
+        if let Some(on) = o.take_bool(key)? {
+            *value = on;
+        }
+    }
+    let mode = match (direct, no_flush) {
+        (true, true) => {
+            return Err(Error::unsupported(
+                "cache.direct=on and cache.no-flush=on together are not supported",
+            )
+            .hint("Use cache=none or cache=unsafe"));
+        }
+        (true, false) => CacheMode::None,
+        (false, true) => CacheMode::Unsafe,
+        (false, false) => CacheMode::Writeback,
+    };
+    Ok((mode, if writeback { WriteCache::Writeback } else { WriteCache::Writethrough }))
+}
+
+fn aio(b: &mut Builder, o: &mut Options, cache: CacheMode) -> Result<Aio> {
+    match o.take("aio").as_deref() {
+        None | Some("threads") => {}
+        Some("native") if !cache.direct() => {
+            return Err(Error::invalid(
+                "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+            ));
+        }
+        Some(aio @ ("native" | "io_uring")) => {
+            b.warnings.push(format!("-drive aio={aio}: requests are carried out by threads"));
+        }
+        Some(other) => return Err(Error::invalid(format!("invalid aio option '{other}'"))),
+    }
+    Ok(Aio::Threads)
+}
+
+/// `werror=` or `rerror=`, of a drive or a device.
+pub fn on_error(o: &mut Options, key: &str, usual: OnError) -> Result<OnError> {
+    Ok(match (o.take(key).as_deref(), key) {
+        (None | Some("auto"), _) => usual,
+        (Some("report"), _) => OnError::Report,
+        (Some("ignore"), _) => OnError::Ignore,
+        (Some("stop"), _) => OnError::Stop,
+        (Some("enospc"), "werror") => OnError::StopWhenFull,
+        (Some(other), _) => {
+            let kind = if key == "werror" { "write" } else { "read" };
+            return Err(Error::invalid(format!("'{other}' invalid {kind} error action")));
+        }
+    })
+}
+
+fn access(o: &mut Options, cdrom: bool) -> Result<WriteAccess> {
+    let given = (o.take_bool("readonly")?, o.take_bool("read-only")?);
+    let read_only = given.0.or(given.1);
+    let auto = o.take_bool("auto-read-only")?.unwrap_or(false);
+    Ok(match (cdrom, read_only, auto) {
+        (true, Some(false), _) => {
+            return Err(Error::invalid("a CD cannot be written: media=cdrom needs readonly=on"));
+        }
+        (true, ..) | (_, Some(true), _) => WriteAccess::ReadOnly,
+        (_, _, true) => WriteAccess::Auto,
+        _ => WriteAccess::ReadWrite,
+    })
+}
+
+fn space(o: &mut Options) -> Result<(Discard, DetectZeroes)> {
+    let discard = match o.take("discard").as_deref() {
+        None | Some("ignore" | "off") => Discard::Ignore,
+        Some("unmap" | "on") => Discard::Unmap,
+        Some(_) => return Err(Error::invalid("Invalid discard option")),
+    };
+    let detect = match o.take("detect-zeroes").as_deref() {
+        None | Some("off") => DetectZeroes::Off,
+        Some("on") => DetectZeroes::On,
+        Some("unmap") if discard == Discard::Unmap => DetectZeroes::Unmap,
+        Some("unmap") => {
+            return Err(Error::invalid(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            ));
+        }
+        Some(other) => {
+            return Err(Error::invalid(format!("invalid parameter value: {other}")));
+        }
+    };
+    Ok((discard, detect))
 }

@@ -66,14 +66,9 @@ pub fn object(b: &mut Builder, text: &str) -> Result<()> {
     let id = match kind.as_str() {
         "memory-backend-ram" | "memory-backend-file" | "memory-backend-memfd" => o.need("id")?,
         "rng-random" | "rng-builtin" => {
-            // The device takes its bytes from the host's kernel; this says where it would anyway.
-            drop(o.take("id"));
-            match o.take("filename").as_deref() {
-                None | Some("/dev/urandom" | "/dev/random") => {}
-                Some(other) => {
-                    b.warnings.push(format!("-object {kind}: /dev/urandom is used, not {other}"));
-                }
-            }
+            let id = o.need("id")?;
+            let file = if kind == "rng-random" { o.take("filename") } else { None };
+            b.rngs.insert(id, file.unwrap_or_default().into());
             return o.finish(&[]);
         }
         other => {

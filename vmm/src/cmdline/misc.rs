@@ -2,7 +2,7 @@
 
 use super::builder::Builder;
 use super::options::{Options, boolean};
-use super::table;
+use super::pages;
 use crate::machine::config::{OnPowerOff, OnReset, RtcBase};
 use crate::{Error, Result};
 
@@ -23,15 +23,6 @@ pub fn initrd(b: &mut Builder, text: &str) -> Result<()> {
 pub fn append(b: &mut Builder, text: &str) -> Result<()> {
     b.machine.kernel.append = text.to_owned();
     Ok(())
-}
-
-/// `-name guest=x`.
-pub fn name(b: &mut Builder, text: &str) -> Result<()> {
-    let mut o = Options::parse(text, Some("guest"));
-    b.machine.name = o.take("guest");
-    // Threads always have names.
-    o.take_bool("debug-threads")?;
-    o.finish(&[("process", "Start rkvm under that name: exec -a NAME rkvm ...")])
 }
 
 /// `-uuid`.
@@ -169,12 +160,6 @@ pub fn balloon(b: &mut Builder, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// `-pidfile`.
-pub fn pidfile(b: &mut Builder, text: &str) -> Result<()> {
-    b.pidfile = Some(text.into());
-    Ok(())
-}
-
 /// `-rtc base=utc|localtime|date`.
 pub fn rtc(b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, None);
@@ -274,12 +259,6 @@ pub fn smbios(b: &mut Builder, text: &str) -> Result<()> {
     }
 }
 
-/// `-S`.
-pub fn start_paused(_b: &mut Builder, _text: &str) -> Result<()> {
-    Err(Error::unsupported("without a monitor nobody could let the guest go on")
-        .hint("Leave it out"))
-}
-
 /// `-overcommit mem-lock=off`.
 pub fn overcommit(_b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, None);
@@ -298,17 +277,45 @@ pub fn boot(b: &mut Builder, _text: &str) -> Result<()> {
     Ok(())
 }
 
-/// `-sandbox`.
-pub fn sandbox(_b: &mut Builder, text: &str) -> Result<()> {
-    if text == "off" || text == "enable=off" {
-        return Ok(());
+/// `-sandbox on|off[,obsolete=...][,elevateprivileges=...][,spawn=...][,resourcecontrol=...]`.
+pub fn sandbox(b: &mut Builder, text: &str) -> Result<()> {
+    let mut o = Options::parse(text, Some("enable"));
+    b.sandbox_off = !o.take_bool("enable")?.unwrap_or(true);
+    for (key, words) in [
+        ("obsolete", &["deny", "allow"][..]),
+        ("elevateprivileges", &["deny", "allow", "children"]),
+        ("spawn", &["deny", "allow"]),
+        ("resourcecontrol", &["deny", "allow"]),
+    ] {
+        match o.take(key) {
+            None => {}
+            Some(word) if word == "deny" => {}
+            Some(word) if words.contains(&word.as_str()) => b
+                .warnings
+                .push(format!("-sandbox {key}={word}: the sandbox denies it all the same")),
+            Some(word) => {
+                return Err(Error::invalid(format!("invalid argument {word} for -sandbox {key}")));
+            }
+        }
     }
-    Err(Error::unsupported("the sandbox is not supported yet").hint("Use -sandbox off"))
+    o.finish(&[])
 }
 
 /// `-help`.
 pub fn help(b: &mut Builder, _text: &str) -> Result<()> {
-    b.show = Some(table::help());
+    b.show = Some(pages::help());
+    Ok(())
+}
+
+/// `-man`.
+pub fn man(b: &mut Builder, _text: &str) -> Result<()> {
+    b.show = Some(pages::man());
+    Ok(())
+}
+
+/// `-completions`.
+pub fn completions(b: &mut Builder, text: &str) -> Result<()> {
+    b.show = Some(pages::completions(text)?);
     Ok(())
 }
 

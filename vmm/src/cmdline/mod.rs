@@ -1,14 +1,17 @@
 //! QEMU's command lines, as pure functions from arguments to plain data.
 //!
 //! * [`table`]: every option that is known, and whether it works: one table for parsing and help.
+//! * [`pages`]: the help, the man page and completions made of it.
 //! * [`options`]: `key=value` lists with what was not understood left over.
 //! * [`builder`]: what has been said so far, and the machine that follows.
-//! * [`cpu`], [`memory`], [`disk`], [`net`], [`device`], [`chardev`], [`misc`]: the options themselves.
+//! * [`cpu`], [`memory`], [`disk`] (with [`throttle`]), [`blockdev`], [`net`], [`device`], [`chardev`],
+//!   [`process`], [`misc`]: the options themselves.
 //!
 //! Nothing is silently ignored: an option or parameter that does not work yet is refused by name, one
 //! that changes nothing here is accepted with a warning that says so, or belongs to the few that only
 //! say what is so anyway (`-enable-kvm`).
 
+pub mod blockdev;
 pub mod builder;
 pub mod chardev;
 pub mod cpu;
@@ -18,16 +21,18 @@ pub mod memory;
 pub mod misc;
 pub mod net;
 pub mod options;
+pub mod pages;
+pub mod process;
 pub mod table;
+pub mod throttle;
 
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-
 use crate::machine::MachineConfig;
 use crate::{Error, Result};
 use builder::Builder;
+pub use process::ProcessConfig;
 use table::{Action, Arg};
 
 /// What a command line asks for.
@@ -44,8 +49,8 @@ pub enum Parsed {
 pub struct Run {
     /// The machine.
     pub machine: MachineConfig,
-    /// File for the process number.
-    pub pidfile: Option<PathBuf>,
+    /// The process around it.
+    pub process: ProcessConfig,
     /// Lines to be shown.
     pub warnings: Vec<String>,
 }

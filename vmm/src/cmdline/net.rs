@@ -8,24 +8,18 @@ use std::path::PathBuf;
 use super::builder::Builder;
 use super::device::DeviceSpec;
 use super::options::{Options, Refusals};
-use crate::machine::config::{DOWNSCRIPT, DeviceKind, TapConfig};
+use crate::machine::config::DeviceKind;
+use crate::net::config::{DOWNSCRIPT, TapConfig, TapSource, Vhost, VnetHeader};
+use crate::virtio::net::NetConfig;
 use crate::{Error, Result};
 
 /// Default network script.
 const SCRIPT: &str = "/etc/qemu-ifup";
 const TAP_REFUSED: Refusals = &[
-    ("vhost", "Leave it out, or use vhost=off"),
-    ("vhostfd", "Leave it out"),
-    ("vhostfds", "Leave it out"),
-    ("vhostforce", "Leave it out"),
-    ("fds", "Use fd= and one queue"),
-    ("queues", "Leave it out: one pair of queues is used"),
-    (
-        "helper",
-        "Make the tap interface beforehand: ip tuntap add tap0 mode tap; then ifname=tap0,script=no",
-    ),
-    ("br", "Join the bridge in the script, or beforehand: ip link set tap0 master br0"),
     ("poll-us", "Leave it out"),
+    ("vhostforce", "Use vhost=on"),
+    ("net", "User networking is not there yet"),
+    ("hostfwd", "User networking is not there yet"),
 ];
 
 /// A card of `-net nic` or `-nic`.
@@ -36,6 +30,8 @@ struct Card {
     slot: Option<u8>,
     id: Option<String>,
     netdev: Option<String>,
+    multiqueue: Option<bool>,
+    mtu: u16,
 }
 
 /// Everything said about networks.
@@ -67,10 +63,10 @@ pub fn net(b: &mut Builder, text: &str) -> Result<()> {
             b.net.cards.push(card);
             o.finish(&[("vectors", "Leave it out")])
         }
-        "tap" => {
+        kind @ ("tap" | "bridge") => {
             let vlan = o.take_number("vlan")?.unwrap_or(0);
-            drop(o.take("name"));
-            let tap = tap(&mut o)?;
+            let name = o.take("name").unwrap_or_else(|| format!("{kind}.{}", b.net.old.len()));
+            let tap = back_end(&mut o, kind, name)?;
             b.net.old.push((vlan, tap));
             o.finish(TAP_REFUSED)
         }
@@ -82,11 +78,11 @@ pub fn net(b: &mut Builder, text: &str) -> Result<()> {
 pub fn netdev(b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, Some("type"));
     let kind = o.need("type")?;
-    if kind != "tap" {
+    if !matches!(kind.as_str(), "tap" | "bridge") {
         return Err(unsupported(&kind));
     }
     let id = o.need("id")?;
-    let tap = tap(&mut o)?;
+    let tap = back_end(&mut o, &kind, id.clone())?;
     o.finish(TAP_REFUSED)?;
     if b.net.named.iter().any(|(n, _)| *n == id) {
         return Err(Error::invalid(format!("Duplicate ID '{id}' for netdev")));
@@ -100,12 +96,12 @@ pub fn nic(b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, Some("type"));
     match o.need("type")?.as_str() {
         "none" => o.finish(&[]),
-        "tap" => {
+        kind @ ("tap" | "bridge") => {
             let mut card = card(&mut o)?;
             let name = format!("#nic{}", b.net.cards.len());
             card.netdev = Some(name.clone());
             b.net.cards.push(card);
-            let tap = tap(&mut o)?;
+            let tap = back_end(&mut o, kind, name.clone())?;
             b.net.named.push((name, tap));
             o.finish(TAP_REFUSED)
         }
@@ -144,6 +140,8 @@ fn card(o: &mut Options) -> Result<Card> {
             _ => None,
         },
         netdev: o.take("netdev"),
+        multiqueue: None,
+        mtu: 0,
     })
 }
 
@@ -178,28 +176,98 @@ pub fn slot(text: &str) -> Result<u8> {
     }
 }
 
-fn tap(o: &mut Options) -> Result<TapConfig> {
-    let fd = o.take_u32("fd")?.and_then(|n| i32::try_from(n).ok());
+/// Descriptors separated by colons.
+fn descriptors(key: &str, text: &str) -> Result<Vec<i32>> {
+    text.split(':')
+        .map(|t| t.parse().ok().filter(|fd: &i32| *fd >= 0))
+        .collect::<Option<Vec<i32>>>()
+        .ok_or_else(|| {
+            Error::invalid(format!("{key}={text}: numbers of open descriptors are needed"))
+        })
+}
+
+/// Takes `one=` or `many=`.
+fn descriptors_of(o: &mut Options, one: &str, many: &str) -> Result<Option<Vec<i32>>> {
+    match (o.take(one), o.take(many)) {
+        (Some(_), Some(_)) => Err(Error::invalid(format!("{one}= and {many}= exclude each other"))),
+        (Some(text), None) => {
+            let all = descriptors(one, &text)?;
+            if all.len() == 1 { Ok(Some(all)) } else { descriptors(one, "").map(Some) }
+        }
+        (None, Some(text)) => descriptors(many, &text).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+fn vhost(o: &mut Options) -> Result<Vhost> {
+    let wanted = o.take_bool("vhost")?;
+    let given = descriptors_of(o, "vhostfd", "vhostfds")?;
+    Ok(match (wanted, given) {
+        (Some(true), given) => Vhost::On(given.unwrap_or_default()),
+        (_, None) => Vhost::Off,
+        (None | Some(false), Some(_)) => {
+            return Err(Error::invalid("vhostfd(s)= is not valid without vhost"));
+        }
+    })
+}
+
+/// A tap interface, or one that joins a bridge.
+fn back_end(o: &mut Options, kind: &str, name: String) -> Result<TapConfig> {
+    let fds = descriptors_of(o, "fd", "fds")?;
+    let (bridge, helper) = (o.take("br"), o.take("helper"));
     let script = |given: Option<String>, usual: &str| match given.as_deref() {
-        Some("no") => None,
+        Some("no" | "") => None,
         Some(path) => Some(PathBuf::from(path)),
         None => Some(PathBuf::from(usual)),
     };
-    let given = fd.is_none();
-    let up = script(o.take("script"), SCRIPT);
-    let down = script(o.take("downscript"), DOWNSCRIPT);
-    if o.has("vhost") && matches!(o.take_bool("vhost")?, Some(true)) {
-        return Err(Error::unsupported("vhost=on is not supported yet").hint("Use vhost=off"));
+    let (up, down) = (o.take("script"), o.take("downscript"));
+    let (ifname, queues) = (o.take("ifname"), o.take_u32("queues")?);
+    let vnet = o.take_bool("vnet_hdr")?;
+    let joins = kind == "bridge" || bridge.is_some() || helper.is_some();
+    let excluded = [
+        (
+            fds.is_some() && (ifname.is_some() || up.is_some() || down.is_some() || joins),
+            "fd=/fds=",
+        ),
+        (joins && (ifname.is_some() || up.is_some() || down.is_some()), "br=/helper="),
+    ];
+    if let Some((_, what)) = excluded.iter().find(|e| e.0) {
+        return Err(Error::invalid(format!(
+            "ifname=, script=, downscript=, br= and helper= are invalid with {what}"
+        )));
     }
-    if matches!(o.take_bool("vnet_hdr")?, Some(false)) {
-        return Err(Error::unsupported("vnet_hdr=off is not supported yet").hint("Leave it out"));
+    let queues = match (&fds, queues) {
+        (Some(_), Some(_)) => {
+            return Err(Error::invalid("queues= is invalid with fd=/fds="));
+        }
+        (Some(fds), None) => fds.len(),
+        (None, n) => usize::try_from(n.unwrap_or(1)).unwrap_or(usize::MAX),
+    };
+    let queues = u16::try_from(queues).ok().filter(|q| (1..=64).contains(q)).ok_or_else(|| {
+        Error::invalid(format!("queues={queues}: an interface has 1 to 64 queues"))
+    })?;
+    if joins && queues > 1 {
+        return Err(Error::unsupported("several queues are not supported on a bridge's interface")
+            .hint("Use -netdev tap,queues= with a script that joins the bridge"));
     }
+    let made_here = fds.is_none() && !joins;
+    let source = match fds {
+        Some(fds) => TapSource::Descriptors(fds),
+        None if joins => TapSource::Bridge {
+            bridge: bridge.unwrap_or_else(|| "br0".into()),
+            helper: helper.map(PathBuf::from),
+        },
+        None => TapSource::Name(ifname.unwrap_or_default()),
+    };
     let sndbuf = o.take_size("sndbuf", 1)?;
     Ok(TapConfig {
-        ifname: o.take("ifname").unwrap_or_default(),
-        fd,
-        script: up.filter(|_| given),
-        downscript: down.filter(|_| given),
+        name,
+        source,
+        queues,
+        vnet_header: if vnet == Some(false) { VnetHeader::Off } else { VnetHeader::On },
+        vhost: vhost(o)?,
+        script: script(up, SCRIPT).filter(|_| made_here),
+        downscript: script(down, DOWNSCRIPT).filter(|_| made_here),
         sndbuf: sndbuf.and_then(|s| i32::try_from(s).ok()).filter(|s| *s > 0),
     })
 }
@@ -215,18 +283,24 @@ impl NetSpec {
         let from_devices: Vec<Card> = devices
             .iter()
             .filter_map(|d| match d {
-                DeviceSpec::Net { id, slot, mac, netdev } => Some(Card {
+                DeviceSpec::Net { id, slot, mac, netdev, multiqueue, mtu } => Some(Card {
                     vlan: 0,
                     mac: *mac,
                     slot: *slot,
                     id: Some(id.clone()),
                     netdev: Some(netdev.clone()),
+                    multiqueue: Some(*multiqueue),
+                    mtu: *mtu,
                 }),
                 _ => None,
             })
             .collect();
         devices.retain(|d| !matches!(d, DeviceSpec::Net { .. }));
-        for card in self.cards.into_iter().chain(from_devices) {
+        let cards: Vec<Card> = self.cards.into_iter().chain(from_devices).collect();
+        // Addresses that the user gave are not handed out to others.
+        let mut taken: Vec<[u8; 6]> = cards.iter().filter_map(|c| c.mac).collect();
+        let mut given = std::collections::BTreeSet::new();
+        for card in cards {
             let number = u8::try_from(all.len()).unwrap_or(u8::MAX);
             let id = card.id.clone().unwrap_or_else(|| format!("net{number}"));
             let tap = match &card.netdev {
@@ -246,9 +320,30 @@ impl NetSpec {
                     }
                 }
             };
-            // QEMU's usual addresses.
-            let mac = card.mac.unwrap_or([0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(number)]);
-            all.push((id, Nic { slot: card.slot, kind: DeviceKind::Net { mac, tap } }));
+            let mac = card.mac.unwrap_or_else(|| free_mac(&taken));
+            let first_use = !taken.contains(&mac) || (card.mac.is_some() && given.insert(mac));
+            if !first_use {
+                warnings.push(format!(
+                    "{id}: another card of this guest has the address {} too",
+                    show_mac(mac)
+                ));
+            }
+            taken.push(mac);
+            let mut tap = tap;
+            // As in QEMU, a card has one pair of queues unless it is told otherwise.
+            if tap.queues > 1 && card.multiqueue == Some(false) {
+                warnings.push(format!("{id}: one pair of queues is used; give the device mq=on"));
+                tap.queues = 1;
+                if let TapSource::Descriptors(fds) = &mut tap.source {
+                    fds.truncate(1);
+                }
+                if let Vhost::On(fds) = &mut tap.vhost {
+                    fds.truncate(1);
+                }
+            }
+            let shown = NetConfig { mac, mtu: card.mtu, ..NetConfig::default() };
+            let kind = DeviceKind::Net { shown, tap };
+            all.push((id, Nic { slot: card.slot, kind }));
         }
         if let Some((vlan, _)) = self.old.first() {
             return Err(Error::invalid(format!("-net tap: no card is on vlan {vlan}"))
@@ -257,6 +352,18 @@ impl NetSpec {
         warnings.extend(self.named.into_iter().map(|(n, _)| format!("netdev {n} has no peer")));
         Ok(all)
     }
+}
+
+/// The first of QEMU's usual addresses that nobody has.
+fn free_mac(taken: &[[u8; 6]]) -> [u8; 6] {
+    let all = (0..=u8::MAX).map(|n| [0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(n)]);
+    let mut free = all.filter(|m| !taken.contains(m));
+    free.next().unwrap_or([0x52, 0x54, 0, 0x12, 0x34, 0x56])
+}
+
+/// As people write it.
+pub fn show_mac(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
 }
 
 fn take<K: PartialEq>(list: &mut Vec<(K, TapConfig)>, key: &K) -> Option<TapConfig> {

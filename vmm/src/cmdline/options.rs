@@ -6,7 +6,7 @@ use imgcore::opts::size;
 use crate::{Error, Result};
 
 /// The parameters of one option.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     items: Vec<Item>,
 }
@@ -39,6 +39,15 @@ impl Options {
         let all = self.items.iter().filter(|i| i.key == key).map(|i| i.value.clone()).collect();
         self.items.retain(|i| i.key != key);
         all
+    }
+
+    /// All parameters whose name passes, in order.
+    pub fn take_where(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+        let (taken, kept) =
+            std::mem::take(&mut self.items).into_iter().partition(|i| wanted(&i.key));
+        self.items = kept;
+        let taken: Vec<Item> = taken;
+        taken.into_iter().map(|i| (i.key, i.value)).collect()
     }
 
     /// A parameter that must be there.

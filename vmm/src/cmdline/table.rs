@@ -1,7 +1,7 @@
 //! Every option that is known: its argument, what it does, and its line of help.
 
 use super::builder::Builder;
-use super::{chardev, cpu, device, disk, memory, misc, net};
+use super::{blockdev, chardev, cpu, device, disk, memory, misc, net, process};
 use crate::{Error, Result};
 
 /// Whether an option has an argument.
@@ -76,13 +76,14 @@ const USE_VIRTIO: &str = "Use -drive file=...,if=virtio";
 const NO_DISPLAY: &str = "There is no display yet; use -nographic";
 const NO_SOUND: &str = "Leave it out; there is no sound yet";
 const NO_USB: &str = "Leave it out; there is no USB yet";
-const NO_MONITOR: &str = "Leave it out; there is no monitor yet";
 
 /// All options, in the order of the help.
 pub static TABLE: &[Opt] = &[
     flag("help", misc::help, "display this help and exit"),
     flag("h", misc::help, ""),
     flag("version", misc::version, "display version information and exit"),
+    flag("man", misc::man, "print the man page (rkvm -man | man -l -)"),
+    run("completions", "bash|zsh|fish", misc::completions, "print a completion script"),
     run(
         "machine",
         "[type=]name[,prop=value...]",
@@ -105,23 +106,44 @@ pub static TABLE: &[Opt] = &[
     run("mem-path", "path", memory::path, "provide backing storage for guest memory"),
     flag("mem-prealloc", memory::prealloc, "preallocate guest memory"),
     run("object", "type,id=...", memory::object, "memory-backend-ram, -file, -memfd"),
-    run("name", "guest", misc::name, "set the name of the guest"),
+    run("name", "guest[,process=name]", process::name, "name of the guest, and of the process"),
     run("uuid", "uuid", misc::uuid, "specify machine UUID"),
     run("drive", "file=name,if=virtio[,...]", disk::drive, "attach a disk image"),
+    run(
+        "blockdev",
+        "driver=...,node-name=...[,...]|{json}",
+        blockdev::blockdev,
+        "a node of the block graph, for a -device",
+    ),
+    flag("snapshot", disk::snapshot, "write to temporary overlays instead of the images"),
     run("device", "driver[,prop=value...]", device::device, "add a device"),
     run("balloon", "virtio|none", misc::balloon, "add a balloon"),
-    run("net", "nic|tap|none[,...]", net::net, "network cards and back ends by vlan"),
-    run("netdev", "tap,id=name[,...]", net::netdev, "network back ends by name"),
-    run("nic", "tap|none[,...]", net::nic, "a card and its back end at once"),
+    run("net", "nic|tap|bridge|none[,...]", net::net, "network cards and back ends by vlan"),
+    run("netdev", "tap|bridge,id=name[,...]", net::netdev, "network back ends by name"),
+    run("nic", "tap|bridge|none[,...]", net::nic, "a card and its back end at once"),
     run("chardev", "backend,id=name[,...]", chardev::chardev, "character back ends by name"),
     run(
         "serial",
-        "stdio|mon:stdio|pty|file:name|null|none",
+        "stdio|mon:stdio|pty|unix:path|tcp:host:port|...",
         chardev::serial,
         "connect a serial port",
     ),
     run("debugcon", "back end", chardev::debugcon, "debug port 0xe9"),
-    run("monitor", "none", chardev::monitor, "the monitor"),
+    run(
+        "monitor",
+        "stdio|unix:path|telnet:host:port|none|...",
+        chardev::monitor,
+        "the human monitor",
+    ),
+    run("qmp", "unix:path|tcp:host:port|...", chardev::qmp, "monitor for programs: JSON"),
+    run("qmp-pretty", "...", chardev::qmp_pretty, "the same, with line breaks"),
+    run(
+        "mon",
+        "chardev=id[,mode=readline|control][,pretty=on]",
+        chardev::mon,
+        "a monitor on a -chardev",
+    ),
+    run("echr", "chr", chardev::echr, "escape character instead of Ctrl-a (0x01)"),
     flag("nographic", chardev::nographic, "serial port on stdio, no display"),
     run("display", "none", misc::display, "the display"),
     run("vga", "none", misc::vga, "the graphics card"),
@@ -135,10 +157,20 @@ pub static TABLE: &[Opt] = &[
     flag("localtime", misc::localtime, ""),
     flag("no-reboot", misc::no_reboot, "exit instead of rebooting"),
     flag("no-shutdown", misc::no_shutdown, "stop before shutdown"),
-    flag("S", misc::start_paused, ""),
-    run("pidfile", "file", misc::pidfile, "write the process number there"),
+    flag("S", process::start_paused, "do not start the guest; 'cont' in a monitor does"),
+    run("pidfile", "file", process::pidfile, "write the process number there, locked"),
+    flag(
+        "daemonize",
+        process::daemonize,
+        "return when the guest is ready; it runs on in the background",
+    ),
+    run("runas", "user|uid:gid", process::run_as, "become that user once everything is open"),
+    run("run-with", "user=user|uid:gid", process::run_with, "the same"),
+    run("msg", "timestamp=on|guest-name=on", process::msg, "what stands before messages"),
+    run("D", "file", process::log_file, "messages go to this file"),
+    run("action", "reboot=|shutdown=|panic=...", process::action, "what guest events lead to"),
     run("boot", "...", misc::boot, ""),
-    run("sandbox", "off", misc::sandbox, ""),
+    run("sandbox", "on|off", misc::sandbox, "confine the process (default on)"),
     so_anyway("enable-kvm", "KVM is always used"),
     so_anyway("no-user-config", "there is no configuration file"),
     so_anyway("no-hpet", "there is no HPET"),
@@ -170,19 +202,10 @@ pub static TABLE: &[Opt] = &[
     not_yet("pflash", "Use -kernel; there is no firmware yet"),
     not_yet("bios", "Use -kernel; there is no firmware yet"),
     not_yet("hdachs", "Leave it out; disks have no geometry any more"),
-    not_yet("blockdev", "Use -drive if=none,id=... and -device virtio-blk-pci,drive=..."),
-    not_yet_flag(
-        "snapshot",
-        "Make an overlay: rimg create -f qcow2 -b IMAGE -F FORMAT overlay.qcow2",
-    ),
-    not_yet("qmp", NO_MONITOR),
-    not_yet("mon", NO_MONITOR),
     not_yet("redir", "Use -netdev tap; user networking is not there yet"),
     not_yet("tftp", "Use -netdev tap; user networking is not there yet"),
     not_yet("smb", "Use -netdev tap; user networking is not there yet"),
     not_yet("bootp", "Use -netdev tap; user networking is not there yet"),
-    not_yet_flag("daemonize", "Use the shell: rkvm ... &, or systemd-run"),
-    not_yet("runas", "Use runuser -u USER -- rkvm ..."),
     not_yet("chroot", "Leave it out"),
     not_yet("startdate", "Use -rtc base=DATE"),
     not_yet("incoming", "Leave it out; there is no migration yet"),
@@ -198,7 +221,7 @@ pub static TABLE: &[Opt] = &[
     not_yet("usbdevice", NO_USB),
     not_yet("watchdog", "Leave it out; there is no watchdog yet"),
     not_yet("watchdog-action", "Leave it out; there is no watchdog yet"),
-    not_yet("parallel", "Leave it out; there is no parallel port yet"),
+    run("parallel", "none", chardev::parallel, ""),
     not_yet("virtioconsole", "Use -device virtconsole,chardev=..."),
     not_yet("fw_cfg", "Leave it out; there is no firmware yet"),
     not_yet("acpitable", "Leave it out"),
@@ -207,11 +230,8 @@ pub static TABLE: &[Opt] = &[
     not_yet("readconfig", "Write the options on the command line"),
     not_yet("writeconfig", "Leave it out"),
     not_yet("add-fd", "Use fd= of the option that needs it"),
-    not_yet("action", "Use -no-reboot and -no-shutdown"),
-    not_yet("msg", "Leave it out"),
     not_yet("trace", "Leave it out"),
     not_yet("d", "Leave it out"),
-    not_yet("D", "Leave it out"),
     not_yet("gdb", "Leave it out; there is no debugger stub yet"),
     not_yet_flag("s", "Leave it out; there is no debugger stub yet"),
     not_yet("icount", "Leave it out; KVM cannot count instructions"),
@@ -246,37 +266,4 @@ pub fn find(name: &str) -> Result<&'static Opt> {
             Err(Error::invalid(format!("-{name}: could be {}", names.join(", "))))
         }
     }
-}
-
-/// The text of `-help`: what works, then what does not yet.
-pub fn help() -> String {
-    let mut text = String::from("usage: rkvm [options]\n\n");
-    for o in TABLE.iter().filter(|o| !o.help.is_empty()) {
-        let left = match o.arg {
-            Arg::None => format!("-{}", o.name),
-            Arg::Needed(arg) => format!("-{} {arg}", o.name),
-        };
-        if left.len() > 26 {
-            text.push_str(&format!("{left}\n{:<28}{}\n", "", o.help));
-        } else {
-            text.push_str(&format!("{left:<28}{}\n", o.help));
-        }
-    }
-    text.push_str("\nKnown, but not supported yet (each is refused with what to do instead):\n");
-    let names: Vec<String> = TABLE
-        .iter()
-        .filter(|o| matches!(o.action, Action::Refuse(_)))
-        .map(|o| format!("-{}", o.name))
-        .collect();
-    let mut line = String::new();
-    for n in names {
-        if line.len() + n.len() > 76 {
-            text.push_str(&format!("{}\n", line.trim_end()));
-            line.clear();
-        }
-        line.push_str(&n);
-        line.push(' ');
-    }
-    text.push_str(&format!("{}\n", line.trim_end()));
-    text
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Lifecycle, Output};
 use crate::bus::{Device, Effect};
+use crate::chardev::{CharEvent, FrontEnd};
 use crate::irq::Line;
 
 /// Ports of COM1 to COM4 and their interrupts.
@@ -284,6 +285,18 @@ impl Device for Serial {
             self.update(&state);
         }
         Effect::None
+    }
+}
+
+impl FrontEnd for Serial {
+    fn receive(&self, bytes: &[u8]) -> usize {
+        Serial::receive(self, bytes)
+    }
+
+    fn event(&self, event: CharEvent) {
+        if event == CharEvent::Break {
+            self.receive_break();
+        }
     }
 }
 

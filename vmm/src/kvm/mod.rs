@@ -4,18 +4,21 @@
 //! * [`vm`]: one virtual machine: memory slots, interrupt chips, irqfd, ioeventfd.
 //! * [`routes`]: the interrupt routing table: which GSI is a pin, which is a message.
 //! * [`vcpu`]: one virtual processor and why it came back.
+//! * [`inspect`]: its registers, to be looked at.
 //! * [`baseline`]: the state to go back to at a reset.
 //! * [`kick`]: getting a processor out of guest mode from another thread.
 
 #![allow(unsafe_code)]
 
 pub mod baseline;
+pub mod inspect;
 pub mod kick;
 pub mod routes;
 pub mod system;
 pub mod vcpu;
 pub mod vm;
 
+pub use inspect::CpuState;
 pub use kick::Kick;
 pub use system::System;
 pub use vcpu::{Exit, Vcpu};

@@ -2,13 +2,18 @@
 
 use std::path::PathBuf;
 
-use imgcore::storage::CacheMode;
-
+pub use crate::block::Drive;
 use crate::boot::kernel::KernelConfig;
 use crate::boot::smbios::SmbiosConfig;
-use crate::chardev::CharConfig;
+use crate::chardev::config::{CharConfig, CharKind, Role, SocketAddress, SocketConfig};
+use crate::control::MonitorConfig;
 use crate::cpu::{CpuConfig, Topology};
 use crate::mem::MemoryConfig;
+use crate::net::config::TapConfig;
+use crate::sandbox::Sandbox;
+use crate::virtio::blk::BlkConfig;
+use crate::virtio::net::NetConfig;
+use crate::virtio::rng::RngConfig;
 
 /// What the real-time clock shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,51 +47,57 @@ pub enum OnPowerOff {
     Pause,
 }
 
-/// A disk image and how it is used.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Drive {
-    /// Its name.
-    pub id: String,
-    /// The image, as the user wrote it.
-    pub file: String,
-    /// Its format; probed when absent.
-    pub format: Option<String>,
-    /// Cache mode.
-    pub cache: CacheMode,
-    /// For reading only.
-    pub read_only: bool,
-    /// Discard requests reach the image.
-    pub discard: bool,
-    /// Serial number.
-    pub serial: String,
+/// What happens when the guest says that it has panicked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnPanic {
+    /// The machine ends, or stands still where power-off does so.
+    #[default]
+    PowerOff,
+    /// The machine stands still, to be looked at.
+    Pause,
+    /// The machine ends, and the program reports failure.
+    Fail,
+    /// The guest goes on.
+    Nothing,
 }
 
 /// A device on PCI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// A disk with so many queues.
+    /// A disk.
     Blk {
         /// The image.
-        drive: Drive,
+        drive: Box<Drive>,
         /// Queues; `None` for one a vCPU.
         queues: Option<u16>,
+        /// How it is shown; name, serial number and queues are filled in.
+        shown: BlkConfig,
     },
     /// A network card on a tap interface.
     Net {
-        /// Its address.
-        mac: [u8; 6],
+        /// How it is shown; its name is filled in.
+        shown: NetConfig,
         /// The tap interface.
         tap: TapConfig,
+    },
+    /// Sockets between guest and host.
+    Vsock {
+        /// The guest's address.
+        cid: u64,
+        /// An open `/dev/vhost-vsock`.
+        vhost: Option<i32>,
     },
     /// The balloon, with free page reporting or without.
     Balloon {
         /// Free page reporting.
         reporting: bool,
+        /// The guest takes pages back before it kills processes.
+        deflate_on_oom: bool,
     },
     /// Random numbers.
-    Rng,
-    /// A console.
-    Console(CharConfig),
+    Rng(RngConfig),
+    /// A console on a character device.
+    Console(String),
 }
 
 /// A device and its place.
@@ -100,27 +111,8 @@ pub struct DeviceConfig {
     pub kind: DeviceKind,
 }
 
-/// The script that takes tap interfaces down unless another is named. When it does not exist there is
-/// nothing to take down.
-pub const DOWNSCRIPT: &str = "/etc/qemu-ifdown";
-
-/// A tap interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TapConfig {
-    /// Name of the interface; the kernel's choice when empty.
-    pub ifname: String,
-    /// An open descriptor instead.
-    pub fd: Option<i32>,
-    /// Run with the interface's name when it is there.
-    pub script: Option<PathBuf>,
-    /// Run with the interface's name when the machine ends.
-    pub downscript: Option<PathBuf>,
-    /// Bytes that may wait to be sent.
-    pub sndbuf: Option<i32>,
-}
-
 /// All of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineConfig {
     /// The guest's name.
     pub name: Option<String>,
@@ -136,22 +128,77 @@ pub struct MachineConfig {
     pub kernel: KernelConfig,
     /// What SMBIOS says.
     pub smbios: SmbiosConfig,
-    /// Serial ports.
-    pub serial: Vec<CharConfig>,
-    /// The debug port: number and where its bytes go.
-    pub debug_port: Option<(u16, CharConfig)>,
+    /// Character devices by name, in the order in which they are opened.
+    pub chardevs: Vec<(String, CharConfig)>,
+    /// Serial ports: names of character devices.
+    pub serial: Vec<String>,
+    /// The debug port: number and the name of a character device.
+    pub debug_port: Option<(u16, String)>,
+    /// Monitors.
+    pub monitors: Vec<MonitorConfig>,
+    /// The escape character of shared character devices.
+    pub escape: u8,
     /// isa-debug-exit: its port.
     pub debug_exit: Option<u16>,
     /// pvpanic is there.
     pub pvpanic: bool,
     /// Devices on PCI, in the order of their slots.
     pub devices: Vec<DeviceConfig>,
+    /// Folder for temporary overlays; `/var/tmp`, else `/tmp`, when empty.
+    pub scratch: PathBuf,
+    /// Whether the process is confined while the machine runs.
+    pub sandbox: Sandbox,
     /// The clock.
     pub rtc: RtcBase,
     /// Restarting.
     pub on_reset: OnReset,
     /// Powering off.
     pub on_power_off: OnPowerOff,
+    /// Panics.
+    pub on_panic: OnPanic,
     /// Start with vCPUs stopped (`-S`).
     pub start_paused: bool,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        MachineConfig {
+            name: None,
+            memory: MemoryConfig::default(),
+            cpu: CpuConfig::default(),
+            topology: Topology::default(),
+            pin: Vec::new(),
+            kernel: KernelConfig::default(),
+            smbios: SmbiosConfig::default(),
+            chardevs: Vec::new(),
+            serial: Vec::new(),
+            debug_port: None,
+            monitors: Vec::new(),
+            escape: crate::chardev::keys::CTRL_A,
+            debug_exit: None,
+            pvpanic: false,
+            devices: Vec::new(),
+            scratch: PathBuf::new(),
+            sandbox: Sandbox::default(),
+            rtc: RtcBase::default(),
+            on_reset: OnReset::default(),
+            on_power_off: OnPowerOff::default(),
+            on_panic: OnPanic::default(),
+            start_paused: false,
+        }
+    }
+}
+
+impl MachineConfig {
+    /// Sockets in the file system that the machine makes, and removes at the end.
+    pub fn sockets(&self) -> impl Iterator<Item = &PathBuf> {
+        self.chardevs.iter().filter_map(|(_, c)| match &c.kind {
+            CharKind::Socket(SocketConfig {
+                address: SocketAddress::Unix(path),
+                role: Role::Server(_),
+                ..
+            }) => Some(path),
+            _ => None,
+        })
+    }
 }

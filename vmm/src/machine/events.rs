@@ -1,17 +1,20 @@
 //! What devices, keys and monitors want of the machine.
 
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::Error;
+use crate::block::disk::IoError;
 use crate::bus::Effect;
+use crate::control::Ask;
+use crate::control::port::Job;
 use crate::pci::Root;
 use crate::vcpu::{Buses, Control, EffectSink, Wish};
 
 /// From outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// End now.
+    /// End now: somebody presses a key for it, or the process was told to by a signal.
     Quit,
     /// Press the power button.
     PowerDown,
@@ -26,7 +29,6 @@ pub enum Command {
 }
 
 /// What arrives at the machine's main thread.
-#[derive(Debug)]
 pub enum Event {
     /// A device's answer to an access.
     Effect(Effect),
@@ -34,6 +36,10 @@ pub enum Event {
     Failed(Error),
     /// From outside.
     Command(Command),
+    /// A monitor's command; the sender says that it was done.
+    Job(Job, Sender<()>),
+    /// A disk reported an error.
+    Disk(IoError),
 }
 
 /// Sends commands; can be cloned and used by any thread.
@@ -44,6 +50,13 @@ impl Handle {
     /// Sends a command; a machine that has ended ignores it.
     pub fn send(&self, command: Command) {
         let _ = self.0.send(Event::Command(command));
+    }
+}
+
+impl Ask for Handle {
+    fn ask(&self, job: Job) -> bool {
+        let (done, wait) = channel();
+        self.0.send(Event::Job(job, done)).is_ok() && wait.recv().is_ok()
     }
 }
 

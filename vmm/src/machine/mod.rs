@@ -4,16 +4,21 @@
 //! * [`parts`]: making the devices and putting them where they belong.
 //! * [`boot`]: what lies in memory when the guest begins; also after each reset.
 //! * [`events`]: what devices, keys and monitors want of the machine.
+//! * [`build`]: a machine that has not run yet.
 //! * [`run`]: the life of the machine.
+//! * [`steer`]: the machine as monitors' commands see it.
 //! * [`timer`]: the thread behind the clock's interrupts.
 
 pub mod boot;
+pub mod build;
 pub mod config;
 pub mod events;
 pub mod parts;
 pub mod run;
+pub mod steer;
 pub mod timer;
 
+pub use build::{Caller, Silent};
 pub use config::MachineConfig;
 pub use events::{Command, Handle};
 pub use run::{Exit, Machine};

@@ -4,15 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use imgcore::format::Access;
-use imgcore::graph::open::{self, OpenOptions, OpenRequest, Policy};
-
-use super::config::{
-    DOWNSCRIPT, DeviceConfig, DeviceKind, Drive, MachineConfig, RtcBase, TapConfig,
-};
-use crate::block::BlockBackend;
+use super::config::{DeviceConfig, DeviceKind, MachineConfig, RtcBase};
+use crate::block::Disk;
+use crate::block::open::Groups;
 use crate::bus::Device;
-use crate::chardev::{self, Opened, Standard};
+use crate::chardev::{Chardevs, Patience};
 use crate::devices::Lifecycle;
 use crate::devices::acpi_pm::{self, AcpiPm};
 use crate::devices::debug_exit::{self, DebugExit};
@@ -26,7 +22,8 @@ use crate::kvm::Vm;
 use crate::kvm::routes::Routes;
 use crate::kvm::vm::Pin;
 use crate::mem::{Memory, layout};
-use crate::net::tap::Tap;
+use crate::net::config::TapConfig;
+use crate::net::script::Downscript;
 use crate::pci::root::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam};
 use crate::pci::{Root, routing};
 use crate::vcpu::Buses;
@@ -37,16 +34,29 @@ use crate::virtio::console::Console;
 use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::pci::{Settings, VirtioPci};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::{Error, Result};
 
-/// A serial port with its back end's input.
-pub struct Port {
-    /// The port.
-    pub serial: Arc<Serial>,
-    /// Characters for it.
-    pub input: Option<std::os::fd::OwnedFd>,
-    /// Ctrl-a is the escape key.
-    pub keys: bool,
+/// A disk and the device that shows it.
+#[derive(Clone)]
+pub struct DiskPart {
+    /// Name of the device (`qdev`).
+    pub device: String,
+    /// The disk: name, figures, image.
+    pub disk: Arc<Disk>,
+}
+
+/// A network card and what it is connected to.
+#[derive(Clone)]
+pub struct NicPart {
+    /// Name of the device.
+    pub device: String,
+    /// Name of the host's interface.
+    pub interface: String,
+    /// The back end, as the user wanted it.
+    pub config: TapConfig,
+    /// The card: address, link.
+    pub net: Arc<Net>,
 }
 
 /// All devices of a machine.
@@ -54,14 +64,20 @@ pub struct Port {
 pub struct Parts {
     /// In the order in which they were made; taken down in the same order.
     pub all: Vec<Arc<dyn Lifecycle>>,
-    /// Serial ports.
-    pub ports: Vec<Port>,
     /// The power button.
     pub pm: Option<Arc<AcpiPm>>,
     /// The clock.
     pub rtc: Option<Arc<Rtc>>,
     /// The balloon.
     pub balloon: Option<Arc<Balloon>>,
+    /// Disks, for those who ask about them and steer them.
+    pub disks: Vec<DiskPart>,
+    /// Network cards, the same.
+    pub nics: Vec<NicPart>,
+    /// Slots and the names of the devices in them.
+    pub slots: Vec<(u8, String)>,
+    /// Limits by the name of their group.
+    pub limits: Groups,
     /// Scripts for the end.
     pub downscripts: Vec<Downscript>,
     /// Lines for people.
@@ -80,17 +96,17 @@ pub struct Workshop<'a> {
     pub buses: &'a Buses,
     /// Its PCI bus.
     pub root: &'a Arc<Root>,
-    /// Standard input and output.
-    pub standard: Standard,
+    /// Where characters go.
+    pub chardevs: &'a Chardevs,
 }
 
 impl Workshop<'_> {
     /// Makes all devices.
-    pub fn build(mut self) -> Result<Parts> {
+    pub fn build(self) -> Result<Parts> {
         let mut parts = Parts::default();
         self.board(&mut parts)?;
         self.serial(&mut parts)?;
-        self.debug(&mut parts)?;
+        self.debug()?;
         self.pci(&mut parts)?;
         Ok(parts)
     }
@@ -121,31 +137,31 @@ impl Workshop<'_> {
         Ok(())
     }
 
-    fn serial(&mut self, parts: &mut Parts) -> Result<()> {
+    fn serial(&self, parts: &mut Parts) -> Result<()> {
         if self.config.serial.len() > PORTS.len() {
             return Err(Error::invalid(format!(
                 "{} serial ports: at most 4 are possible",
                 self.config.serial.len()
             )));
         }
-        for (i, (config, (base, irq))) in self.config.serial.iter().zip(PORTS).enumerate() {
+        for (i, (label, (base, irq))) in self.config.serial.iter().zip(PORTS).enumerate() {
             let name = format!("serial{i}");
-            let Opened { output, input, keys, note } =
-                chardev::open(config, &mut self.standard, &name)?;
-            parts.notes.extend(note);
-            let serial = Arc::new(Serial::new(self.pin(irq), output));
+            let device = self.chardevs.get(label)?;
+            let serial =
+                Arc::new(Serial::new(self.pin(irq), Box::new(device.writer(Patience::Brief))));
+            let waker = device.waker();
+            serial.notify_room(Box::new(move || waker.wake()));
+            device.attach(serial.clone())?;
             self.port(&name, base, 8, serial.clone())?;
-            parts.all.push(serial.clone());
-            parts.ports.push(Port { serial, input, keys });
+            parts.all.push(serial);
         }
         Ok(())
     }
 
-    fn debug(&mut self, parts: &mut Parts) -> Result<()> {
-        if let Some((port, config)) = &self.config.debug_port {
-            let opened = chardev::open(config, &mut self.standard, "debugcon")?;
-            parts.notes.extend(opened.note);
-            self.port("debugcon", *port, 1, Arc::new(DebugPort::new(opened.output)))?;
+    fn debug(&self) -> Result<()> {
+        if let Some((port, label)) = &self.config.debug_port {
+            let writer = self.chardevs.get(label)?.writer(Patience::Brief);
+            self.port("debugcon", *port, 1, Arc::new(DebugPort::new(Box::new(writer))))?;
         }
         if let Some(port) = self.config.debug_exit {
             self.port("isa-debug-exit", port, debug_exit::LEN, Arc::new(DebugExit))?;
@@ -156,7 +172,7 @@ impl Workshop<'_> {
         Ok(())
     }
 
-    fn pci(&mut self, parts: &mut Parts) -> Result<()> {
+    fn pci(&self, parts: &mut Parts) -> Result<()> {
         let lines: Vec<SharedLine> =
             (0..routing::COUNT).map(|i| SharedLine::new(self.pin(routing::FIRST + i))).collect();
         let routes = Routes::new(self.vm.clone());
@@ -178,109 +194,78 @@ impl Workshop<'_> {
                 },
             )?;
             self.root.insert(slot, function.clone())?;
+            parts.slots.push((slot, device.id.clone()));
             parts.all.push(function);
         }
         self.root.assign(self.buses, layout::pci64(self.config.memory.size()))
     }
 
-    fn virtio(
-        &mut self,
-        device: &DeviceConfig,
-        parts: &mut Parts,
-    ) -> Result<Arc<dyn VirtioDevice>> {
+    fn virtio(&self, device: &DeviceConfig, parts: &mut Parts) -> Result<Arc<dyn VirtioDevice>> {
         Ok(match &device.kind {
-            DeviceKind::Blk { drive, queues } => {
+            DeviceKind::Blk { drive, queues, shown } => {
                 let usual = u16::try_from(self.config.topology.cpus).unwrap_or(1).min(16);
                 let config = BlkConfig {
                     id: device.id.clone(),
                     serial: drive.serial.clone(),
                     queues: queues.unwrap_or(usual).clamp(1, 64),
-                    discard: drive.discard,
+                    ..shown.clone()
                 };
-                Arc::new(Blk::new(config, open_drive(drive)?))
+                let scratch = scratch_folder(&self.config.scratch);
+                let opened = crate::block::open::disk(drive, scratch, &mut parts.limits)?;
+                parts.notes.extend(opened.notes);
+                parts.disks.push(DiskPart { device: device.id.clone(), disk: opened.disk.clone() });
+                Arc::new(Blk::over(config, opened.disk))
             }
-            DeviceKind::Net { mac, tap } => {
-                let config = NetConfig { id: device.id.clone(), mac: *mac };
-                let open = open_tap(tap)?;
-                let script = tap.downscript.clone();
-                let script = script.filter(|s| s != Path::new(DOWNSCRIPT) || s.exists());
-                parts.downscripts.extend(
-                    script.map(|script| Downscript { script, interface: open.name().to_owned() }),
-                );
-                Arc::new(Net::new(config, Box::new(open)))
+            DeviceKind::Net { shown, tap } => {
+                let config = NetConfig { id: device.id.clone(), ..shown.clone() };
+                let open = crate::net::open::tap(tap)?;
+                parts.downscripts.extend(open.downscript);
+                let net = Arc::new(Net::new(config, open.queues, open.vhost)?);
+                parts.nics.push(NicPart {
+                    device: device.id.clone(),
+                    interface: open.interface,
+                    config: tap.clone(),
+                    net: net.clone(),
+                });
+                net
             }
-            DeviceKind::Balloon { reporting } => {
-                let balloon = Arc::new(Balloon::new(self.config.memory.size(), *reporting));
+            DeviceKind::Vsock { cid, vhost } => {
+                let file = match vhost {
+                    Some(fd) => crate::net::open::inherited(*fd, "vhostfd")?.into(),
+                    None => crate::net::open::device(
+                        "/dev/vhost-vsock",
+                        "vhost_vsock",
+                        "no vhost-vsock-pci",
+                    )?,
+                };
+                Arc::new(Vsock::new(file, *cid)?)
+            }
+            DeviceKind::Balloon { reporting, deflate_on_oom } => {
+                let balloon = Balloon::new(self.config.memory.size(), *reporting)?
+                    .with_deflate_on_oom(*deflate_on_oom);
+                let balloon = Arc::new(balloon);
                 parts.balloon = Some(balloon.clone());
                 balloon
             }
-            DeviceKind::Rng => Arc::new(Rng),
-            DeviceKind::Console(config) => {
-                let opened = chardev::open(config, &mut self.standard, &device.id)?;
-                parts.notes.extend(opened.note);
-                if opened.input.is_some() {
-                    return Err(Error::unsupported(format!(
-                        "{}: input to a virtio console is not supported yet",
-                        device.id
-                    ))
-                    .hint("Connect it to file: or null, and use -serial for input"));
-                }
-                Arc::new(Console::new(opened.output)?)
+            DeviceKind::Rng(config) => Arc::new(Rng::open(config)?),
+            DeviceKind::Console(label) => {
+                let chardev = self.chardevs.get(label)?;
+                let console = Arc::new(Console::new(Box::new(chardev.writer(Patience::Brief)))?);
+                chardev.attach(console.clone())?;
+                console
             }
         })
     }
 }
 
-fn open_drive(drive: &Drive) -> Result<Arc<dyn BlockBackend>> {
-    let request = OpenRequest::parse(&drive.file, drive.format.as_deref())?;
-    let options = OpenOptions {
-        access: if drive.read_only { Access::Read } else { Access::Write },
-        cache: drive.cache,
-        // The user named this image; names inside it are followed as QEMU does.
-        policy: Policy::everything(),
-        ..OpenOptions::default()
-    };
-    let node = open::open(&request, &options)?;
-    Ok(Arc::new(node))
-}
-
-fn open_tap(config: &TapConfig) -> Result<Tap> {
-    let tap = match config.fd {
-        Some(fd) => Tap::from_fd(
-            crate::fd::borrow(fd)
-                .try_clone_to_owned()
-                .map_err(|e| Error::io(&e).context(format!("tap descriptor fd={fd}")))?,
-        )?,
-        None => Tap::open(&config.ifname)?,
-    };
-    if let Some(bytes) = config.sndbuf {
-        tap.set_sndbuf(bytes)?;
+/// Where temporary overlays are made. `/tmp` is often memory: it comes last.
+fn scratch_folder(wanted: &Path) -> &Path {
+    let usual = [Path::new("/var/tmp"), Path::new("/tmp")];
+    if wanted.as_os_str().is_empty() {
+        usual.into_iter().find(|p| p.is_dir()).unwrap_or(usual[0])
+    } else {
+        wanted
     }
-    if let Some(script) = &config.script {
-        run_script(script, tap.name())?;
-    }
-    Ok(tap)
-}
-
-/// Runs a network script with the interface's name, and says in full what to do when it fails.
-fn run_script(script: &std::path::Path, interface: &str) -> Result<()> {
-    let shown = script.display().to_string();
-    let hint = format!(
-        "Make {shown} executable (it gets the interface's name as its argument), or use script=no and set \
-         {interface} up yourself"
-    );
-    let status = std::process::Command::new(script).arg(interface).status().map_err(|e| {
-        Error::io(&e)
-            .context(format!("could not launch network script {shown}"))
-            .at_path(&shown)
-            .hint(hint.clone())
-    })?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Error::invalid(format!("network script {shown} {interface} failed ({status})"))
-        .at_path(&shown)
-        .hint(hint))
 }
 
 fn clock(base: RtcBase) -> rtc::Clock {
@@ -315,19 +300,5 @@ fn local_offset(seconds: u64) -> i64 {
         } else {
             parts.tm_gmtoff
         }
-    }
-}
-
-/// A tap interface that is to be taken down by a script.
-#[derive(Clone, Debug)]
-pub struct Downscript {
-    script: std::path::PathBuf,
-    interface: String,
-}
-
-impl Downscript {
-    /// Runs it.
-    pub fn run(&self) -> Result<()> {
-        run_script(&self.script, &self.interface)
     }
 }

@@ -1,30 +1,52 @@
 //! The life of a machine.
 //!
-//! Shut-down order, in one function ([`Machine::take_down`]): vCPUs stop and their threads end; input
-//! and timer threads end; devices end their workers and make stored data durable, in the order in which
-//! they were made; network scripts run; then memory and the virtual machine go.
+//! ```text
+//!   Prelaunch --cont--> Running <--cont, stop--> Paused
+//!                          |
+//!                          +--> Shutdown, GuestPanicked, IoError (stand still)     any --> end
+//! ```
+//!
+//! All changes happen on the main thread ([`Machine::run`]), which takes one event after the other:
+//! what devices want, what people and programs command, what signals say. Each change is told to monitors
+//! here, and nowhere else.
+//!
+//! Pausing: first vCPUs stop running guest code, then devices end what they have begun; going on is the
+//! reverse. The guest's kvm-clock stands still meanwhile.
+//!
+//! Shut-down order, in one function ([`Machine::take_down`]): commands are refused; monitors tell what
+//! waits; vCPUs stop and their threads end; timers end; devices end their workers and make stored data
+//! durable, in the order in which they were made; network scripts run; character devices send what waits and
+//! close (a client that sees its connection end knows that data are durable); then memory and the virtual
+//! machine go.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use super::boot;
-use super::config::{MachineConfig, OnPowerOff, OnReset};
-use super::events::{Command, Event, Handle, Sink};
-use super::parts::{Parts, Workshop};
+use super::config::{MachineConfig, OnPanic, OnPowerOff, OnReset};
+use super::events::{Command, Event, Handle};
+use super::parts::Parts;
 use super::timer::RtcTimer;
+use crate::block::disk::{ErrorAction, IoError};
+use crate::block::stats::Op;
 use crate::boot::registers::{self, Entry};
 use crate::bus::{Effect, PanicKind};
-use crate::chardev::Standard;
-use crate::chardev::input::{InputThread, Key};
-use crate::cpu;
+use crate::chardev::{Chardevs, Key, OnKey};
+use crate::control::events::{Cause, PanicAction};
+use crate::control::steered::IoStatus;
+use crate::control::{Broadcast, MachineEvent, Monitor, RunState};
 use crate::kvm::baseline::{ChipBaseline, VcpuBaseline};
 use crate::kvm::vcpu::Start;
-use crate::kvm::vm::SlotKind;
-use crate::kvm::{System, Vcpu, Vm};
-use crate::mem::{self, Memory};
+use crate::kvm::{Vcpu, Vm};
+use crate::mem::Memory;
 use crate::pci::Root;
-use crate::vcpu::{Buses, EffectSink, Group, VcpuSettings};
+use crate::sandbox::{Confinement, Kind};
+use crate::vcpu::{Buses, Group};
 use crate::{Error, Result};
+
+/// How long monitors may take to tell their clients that the machine ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How a machine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,95 +63,37 @@ pub enum Exit {
     Code(u8),
 }
 
-/// What a machine tells while it runs.
-pub type Notice = Box<dyn Fn(&str) + Send>;
-
 /// A built machine.
 pub struct Machine {
-    config: MachineConfig,
-    vm: Arc<Vm>,
-    memory: Arc<Memory>,
-    group: Group,
-    parts: Parts,
-    root: Arc<Root>,
-    buses: Buses,
-    chips: ChipBaseline,
-    baseline: Vec<VcpuBaseline>,
-    inputs: Vec<InputThread>,
-    timer: Option<RtcTimer>,
-    events: Receiver<Event>,
-    sender: Sender<Event>,
+    pub(super) config: MachineConfig,
+    pub(super) vm: Arc<Vm>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) group: Group,
+    pub(super) parts: Parts,
+    pub(super) root: Arc<Root>,
+    pub(super) buses: Buses,
+    pub(super) chips: ChipBaseline,
+    pub(super) baseline: Vec<VcpuBaseline>,
+    pub(super) timer: Option<RtcTimer>,
+    pub(super) chardevs: Chardevs,
+    pub(super) monitors: Vec<Monitor>,
+    pub(super) broadcast: Broadcast,
+    pub(super) state: RunState,
+    /// Set when the machine is to end.
+    pub(super) ending: Option<Exit>,
+    /// The guest's clock while it stands still.
+    pub(super) stopped_clock: Option<u64>,
+    /// Disks whose errors stopped the machine.
+    pub(super) io_errors: Vec<(String, IoStatus)>,
+    pub(super) events: Receiver<Event>,
+    pub(super) sender: Sender<Event>,
+    /// Entered when the machine begins to run.
+    pub(super) confinement: Option<Arc<Confinement>>,
     /// Lines for people, from building.
     pub notes: Vec<String>,
 }
 
 impl Machine {
-    /// Builds a machine; nothing runs yet.
-    pub fn build(config: MachineConfig, standard: Standard) -> Result<Self> {
-        let system = System::open()?;
-        config.memory.check(config.topology.max_cpus)?;
-        config.topology.check(system.max_vcpus())?;
-        let vm = Arc::new(system.create_vm()?);
-        let memory = Arc::new(mem::build(&config.memory)?);
-        // Before the chips: KVM waits for readers of its tables at each change, and it is the second wait
-        // in a row that takes milliseconds.
-        vm.map_memory(&memory, 0, SlotKind::Ram)?;
-        vm.create_chips()?;
-        let (buses, root) = (Buses::default(), Arc::new(Root::new()));
-        let workshop = Workshop {
-            config: &config,
-            vm: &vm,
-            memory: &memory,
-            buses: &buses,
-            root: &root,
-            standard,
-        };
-        let mut parts = workshop.build()?;
-        let entry = boot::load(&config, &memory)?;
-        let template = cpu::build(&config.cpu, &system.supported_cpuid()?)?;
-        let mut notes = std::mem::take(&mut parts.notes);
-        notes.extend(template.warnings.iter().map(|w| format!("warning: {w}")));
-        let (mut vcpus, mut baseline) = (Vec::new(), Vec::new());
-        for index in 0..config.topology.cpus {
-            let id = crate::num::low8(config.topology.apic_id(index).into());
-            let vcpu = vm.create_vcpu(id)?;
-            vcpu.set_cpuid(&template.for_vcpu(index, &config.topology)?)?;
-            baseline.push(VcpuBaseline::take(&vcpu)?);
-            start_state(&vcpu, index, entry)?;
-            vcpus.push(vcpu);
-        }
-        let chips = ChipBaseline::take(&vm)?;
-        let (sender, events) = channel();
-        let sink = Arc::new(Sink {
-            events: Mutex::new(sender.clone()),
-            control: OnceLock::new(),
-            root: root.clone(),
-            buses: buses.clone(),
-        });
-        let as_sink: Arc<dyn EffectSink> = sink.clone();
-        let settings = VcpuSettings { pin: config.pin.clone() };
-        let group = Group::start(vcpus, &buses, &as_sink, &settings)?;
-        // Set once, here.
-        let _ = sink.control.set(group.control().clone());
-        let timer = parts.rtc.clone().map(RtcTimer::start).transpose()?;
-        Ok(Machine {
-            config,
-            vm,
-            memory,
-            group,
-            parts,
-            root,
-            buses,
-            chips,
-            baseline,
-            inputs: Vec::new(),
-            timer,
-            events,
-            sender,
-            notes,
-        })
-    }
-
     /// For those who steer the machine from other threads.
     pub fn handle(&self) -> Handle {
         Handle(self.sender.clone())
@@ -140,88 +104,210 @@ impl Machine {
         self.group.thread_ids()
     }
 
-    /// Runs until the machine ends, and takes it down. `notice` gets lines for people.
+    /// Runs until the machine ends, and takes it down.
     ///
     /// # Errors
     /// When a vCPU cannot go on, or data could not be made durable at the end.
-    pub fn run(mut self, notice: Notice) -> Result<Exit> {
-        let notice = Arc::new(Mutex::new(notice));
-        self.start_inputs(&notice)?;
-        if !self.config.start_paused {
-            self.group.resume();
+    pub fn run(mut self) -> Result<Exit> {
+        let result = self.begin().and_then(|()| self.serve());
+        if result.is_err() {
+            self.tell(&MachineEvent::Shutdown(Cause::Failure));
         }
-        let result = self.serve();
         let down = self.take_down();
         let exit = result?;
         down.map(|()| exit)
     }
 
-    fn start_inputs(&mut self, notice: &Arc<Mutex<Notice>>) -> Result<()> {
-        for port in &mut self.parts.ports {
-            let Some(input) = port.input.take() else { continue };
-            let on_key = port.keys.then(|| {
-                let (handle, notice) = (Handle(self.sender.clone()), notice.clone());
-                let call: Box<dyn Fn(Key) + Send> =
-                    Box::new(move |key| press(key, &handle, &notice));
-                call
-            });
-            self.inputs.push(InputThread::start(input, port.serial.clone(), on_key)?);
+    fn begin(&mut self) -> Result<()> {
+        // Threads of monitors and character devices, which begin here, inherit it.
+        if let Some(confinement) = &self.confinement {
+            confinement.enter(Kind::Machine)?;
         }
-        Ok(())
+        for m in &self.config.monitors {
+            let device = self.chardevs.get(&m.chardev)?;
+            let handle = Arc::new(self.handle());
+            self.monitors.push(Monitor::start(m.mode, device, handle, &self.broadcast)?);
+        }
+        let handle = self.handle();
+        let handle = std::sync::Mutex::new(handle);
+        let on_key: OnKey = Arc::new(move |key| {
+            let handle = handle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match key {
+                Key::Quit => handle.send(Command::Quit),
+                Key::Flush => handle.send(Command::Flush),
+                Key::Help | Key::Switch | Key::Break | Key::Timestamps => {}
+            }
+        });
+        self.chardevs.start(self.config.escape, &on_key)?;
+        if self.config.start_paused { Ok(()) } else { self.go_on() }
     }
 
     fn serve(&mut self) -> Result<Exit> {
         loop {
+            if let Some(exit) = self.ending {
+                return Ok(exit);
+            }
             let event = self
                 .events
                 .recv()
                 .map_err(|_| Error::invalid("nobody can steer the machine any more"))?;
-            let end = match event {
+            match event {
                 Event::Failed(e) => return Err(e),
                 Event::Effect(effect) => self.effect(effect)?,
                 Event::Command(command) => self.command(command)?,
-            };
-            if let Some(exit) = end {
-                return Ok(exit);
-            }
-        }
-    }
-
-    fn effect(&mut self, effect: Effect) -> Result<Option<Exit>> {
-        match effect {
-            Effect::Reset if self.config.on_reset == OnReset::End => Ok(Some(Exit::Reset)),
-            Effect::Reset => self.reset().map(|()| None),
-            Effect::PowerOff | Effect::Panicked(PanicKind::Shutdown)
-                if self.config.on_power_off == OnPowerOff::Pause =>
-            {
-                self.pause()?;
-                Ok(None)
-            }
-            Effect::PowerOff | Effect::Panicked(PanicKind::Shutdown) => Ok(Some(Exit::PowerOff)),
-            Effect::Panicked(PanicKind::Panicked) => Ok(Some(Exit::Panicked)),
-            Effect::Exit(code) => Ok(Some(Exit::Code(code))),
-            // The guest's own crash kernel takes over.
-            Effect::Panicked(PanicKind::CrashLoaded) | Effect::None | Effect::Layout => {
-                self.group.resume();
-                Ok(None)
-            }
-        }
-    }
-
-    fn command(&mut self, command: Command) -> Result<Option<Exit>> {
-        match command {
-            Command::Quit => return Ok(Some(Exit::Quit)),
-            Command::PowerDown => {
-                if let Some(pm) = &self.parts.pm {
-                    pm.press_power_button();
+                Event::Disk(error) => self.disk_error(&error)?,
+                Event::Job(job, done) => {
+                    job(self);
+                    // The monitor may have gone.
+                    let _ = done.send(());
                 }
             }
-            Command::Reset => return self.effect(Effect::Reset),
-            Command::Stop => self.pause()?,
-            Command::Continue => self.resume()?,
+        }
+    }
+
+    pub(super) fn tell(&self, event: &MachineEvent) {
+        self.broadcast.send(event);
+    }
+
+    /// The machine ends after the present event.
+    pub(super) fn end(&mut self, cause: Cause, exit: Exit) {
+        if self.ending.is_none() {
+            self.tell(&MachineEvent::Shutdown(cause));
+            self.ending = Some(exit);
+        }
+    }
+
+    /// The machine has powered off: it ends, or stands still.
+    pub(super) fn power_off(&mut self, cause: Cause, exit: Exit) -> Result<()> {
+        if self.config.on_power_off == OnPowerOff::End {
+            self.end(cause, exit);
+            return Ok(());
+        }
+        self.tell(&MachineEvent::Shutdown(cause));
+        self.stand_still(RunState::Shutdown)
+    }
+
+    /// Something that a vCPU did. All of them have been asked to pause (see `Sink`).
+    fn effect(&mut self, effect: Effect) -> Result<()> {
+        match effect {
+            Effect::Reset if self.config.on_reset == OnReset::End => {
+                self.power_off(Cause::GuestReset, Exit::Reset)?;
+            }
+            Effect::Reset => self.reset(Cause::GuestReset)?,
+            Effect::PowerOff | Effect::Panicked(PanicKind::Shutdown) => {
+                self.power_off(Cause::GuestShutdown, Exit::PowerOff)?;
+            }
+            Effect::Panicked(PanicKind::Panicked) => self.panicked()?,
+            Effect::Exit(code) => self.ending = Some(Exit::Code(code)),
+            Effect::Panicked(PanicKind::CrashLoaded) => {
+                self.tell(&MachineEvent::GuestCrashloaded);
+            }
+            Effect::None | Effect::Layout => {}
+        }
+        if self.state == RunState::Running && self.ending.is_none() {
+            self.group.resume();
+        }
+        Ok(())
+    }
+
+    fn panicked(&mut self) -> Result<()> {
+        let told = |action| MachineEvent::GuestPanicked(action);
+        match (self.config.on_panic, self.config.on_power_off) {
+            (OnPanic::Nothing, _) => self.tell(&told(PanicAction::Run)),
+            (OnPanic::Pause, _) | (OnPanic::PowerOff, OnPowerOff::Pause) => {
+                self.tell(&told(PanicAction::Pause));
+                self.stand_still(RunState::GuestPanicked)?;
+            }
+            (OnPanic::PowerOff | OnPanic::Fail, _) => {
+                self.tell(&told(PanicAction::PowerOff));
+                self.stand_still(RunState::GuestPanicked)?;
+                let failed = self.config.on_panic == OnPanic::Fail;
+                self.end(Cause::GuestPanic, if failed { Exit::Code(1) } else { Exit::Panicked });
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Quit => self.end(Cause::Signal, Exit::Quit),
+            Command::PowerDown => self.press_power_button(),
+            Command::Reset => self.reset_button()?,
+            Command::Stop => self.stand_still(RunState::Paused)?,
+            Command::Continue => self.go_on()?,
             Command::Flush => self.parts.all.iter().try_for_each(|d| d.flush())?,
         }
-        Ok(None)
+        Ok(())
+    }
+
+    pub(super) fn press_power_button(&self) {
+        if let Some(pm) = &self.parts.pm {
+            pm.press_power_button();
+        }
+        self.tell(&MachineEvent::PowerDown);
+    }
+
+    pub(super) fn reset_button(&mut self) -> Result<()> {
+        if self.config.on_reset == OnReset::End {
+            return self.power_off(Cause::Reset, Exit::Reset);
+        }
+        self.reset(Cause::Reset)
+    }
+
+    fn disk_error(&mut self, e: &IoError) -> Result<()> {
+        self.tell(&MachineEvent::BlockIoError {
+            device: e.disk.clone(),
+            write: e.operation != Op::Read,
+            action: match e.action {
+                ErrorAction::Report => "report",
+                ErrorAction::Ignore => "ignore",
+                ErrorAction::Stop => "stop",
+            },
+            no_space: e.no_space,
+            reason: e.reason.clone(),
+        });
+        if e.action != ErrorAction::Stop {
+            return Ok(());
+        }
+        let status = if e.no_space { IoStatus::NoSpace } else { IoStatus::Failed };
+        self.io_errors.retain(|(disk, _)| *disk != e.disk);
+        self.io_errors.push((e.disk.clone(), status));
+        self.stand_still(RunState::IoError)
+    }
+
+    /// Guest code and devices stop; nothing when they stand still.
+    pub(super) fn stand_still(&mut self, why: RunState) -> Result<()> {
+        if self.state != RunState::Running {
+            return Ok(());
+        }
+        self.pause()?;
+        self.state = why;
+        // Machines without kvm-clock have nothing to stop.
+        self.stopped_clock = self.vm.clock().ok();
+        self.tell(&MachineEvent::Stop);
+        Ok(())
+    }
+
+    /// Devices and guest code go on; nothing when they run.
+    pub(super) fn go_on(&mut self) -> Result<()> {
+        if self.state == RunState::Running {
+            return Ok(());
+        }
+        let first = self.state == RunState::Prelaunch;
+        if let Some(clock) = self.stopped_clock.take() {
+            // As above.
+            let _ = self.vm.set_clock(clock);
+            for index in 0..self.group.len() {
+                self.group.with(index, |vcpu| vcpu.note_paused())?;
+            }
+        }
+        self.io_errors.clear();
+        self.state = RunState::Running;
+        self.start_again()?;
+        if !first || self.config.start_paused {
+            self.tell(&MachineEvent::Resume);
+        }
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<()> {
@@ -229,14 +315,15 @@ impl Machine {
         self.parts.all.iter().try_for_each(|d| d.pause())
     }
 
-    fn resume(&mut self) -> Result<()> {
+    fn start_again(&mut self) -> Result<()> {
         self.parts.all.iter().try_for_each(|d| d.resume())?;
         self.group.resume();
         Ok(())
     }
 
-    /// Everything as after power-on, except the clock and where BARs lie.
-    fn reset(&mut self) -> Result<()> {
+    /// Everything as after power-on, except the clock and where BARs lie. A machine that stands still goes
+    /// on doing so.
+    fn reset(&mut self, cause: Cause) -> Result<()> {
         self.pause()?;
         for device in &self.parts.all {
             device.reset();
@@ -251,13 +338,22 @@ impl Machine {
                 start_state(vcpu, index, entry)
             })??;
         }
-        self.resume()
+        self.tell(&MachineEvent::Reset(cause));
+        if self.state == RunState::Running {
+            return self.start_again();
+        }
+        self.state = RunState::Prelaunch;
+        Ok(())
     }
 
     /// See the module's documentation.
     fn take_down(&mut self) -> Result<()> {
+        // Commands that wait, and those that come, are not carried out.
+        drop(std::mem::replace(&mut self.events, channel().1));
+        for monitor in &self.monitors {
+            monitor.finish(LAST_WORDS);
+        }
         self.group.stop();
-        self.inputs.clear();
         self.timer = None;
         let mut first = Ok(());
         for device in &self.parts.all {
@@ -270,6 +366,8 @@ impl Machine {
                 first = first.and(Err(e));
             }
         }
+        self.chardevs.stop();
+        self.monitors.clear();
         first
     }
 }
@@ -278,30 +376,12 @@ impl Machine {
 const MTRR_DEFAULT: (u32, u64) = (0x2ff, 1 << 11 | 6);
 
 /// The first vCPU begins at the entry, the others wait for it.
-fn start_state(vcpu: &Vcpu, index: u32, entry: Entry) -> Result<()> {
+pub(super) fn start_state(vcpu: &Vcpu, index: u32, entry: Entry) -> Result<()> {
     vcpu.set_msrs(&[MTRR_DEFAULT])?;
     if index == 0 {
         registers::apply(vcpu, entry)?;
         vcpu.set_start(Start::AtOnce)
     } else {
         vcpu.set_start(Start::OnRequest)
-    }
-}
-
-fn press(key: Key, handle: &Handle, notice: &Mutex<Notice>) {
-    let say = |text: &str| notice.lock().unwrap_or_else(std::sync::PoisonError::into_inner)(text);
-    match key {
-        Key::Quit => {
-            say("rkvm: Terminated");
-            handle.send(Command::Quit);
-        }
-        Key::Help => {
-            say("C-a h    print this help\r\nC-a x    exit\r\nC-a s    wait for the disks\r\n\
-             C-a b    send break (magic sysrq)\r\nC-a C-a  sends C-a");
-        }
-        Key::Flush => handle.send(Command::Flush),
-        Key::Monitor => say("rkvm: there is no monitor yet; Ctrl-a x ends the guest"),
-        Key::Timestamps => say("rkvm: time stamps are not supported yet"),
-        Key::Break => {}
     }
 }

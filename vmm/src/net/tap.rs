@@ -4,10 +4,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::NetBackend;
+use super::config::VnetHeader;
+use super::{NetBackend, QueueState};
+use crate::block::vector::GuestPieces;
 use crate::{Error, Result};
 
 const TUN: &str = "/dev/net/tun";
@@ -15,6 +17,9 @@ const IFNAMSIZ: usize = 16;
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
 const IFF_VNET_HDR: i16 = 0x4000;
+const IFF_MULTI_QUEUE: i16 = 0x0100;
+const IFF_ATTACH_QUEUE: i16 = 0x0200;
+const IFF_DETACH_QUEUE: i16 = 0x0400;
 
 const TUN_F_CSUM: libc::c_ulong = 1;
 const TUN_F_TSO4: libc::c_ulong = 2;
@@ -51,27 +56,58 @@ nix::ioctl_write_ptr_bad!(
     libc::c_int
 );
 
-/// A tap interface of the host.
+nix::ioctl_write_ptr_bad!(
+    /// TUNSETQUEUE: attaches a queue, or detaches it.
+    tun_set_queue,
+    0x4004_54d9,
+    libc::ifreq
+);
+
+/// How many queues an interface has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Queues {
+    /// One.
+    #[default]
+    One,
+    /// Several: the interface can be opened again, for one more each time.
+    Several,
+}
+
+/// Which interface, and how.
+#[derive(Clone, Debug, Default)]
+pub struct TapOptions {
+    /// Its name; `tap%d` or nothing takes the next free number.
+    pub name: String,
+    /// Whether frames carry an offload header.
+    pub header: VnetHeader,
+    /// Its queues.
+    pub queues: Queues,
+}
+
+/// One queue of a tap interface of the host.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
     name: String,
     vnet_hdr: bool,
+    several: bool,
     header_len: u8,
 }
 
 impl Tap {
-    /// Opens the interface `name`, making it when it does not exist; `tap%d` (or an empty name) takes the next
-    /// free number.
+    /// Opens an interface, making it when it does not exist.
     ///
     /// # Errors
     /// A missing driver, missing rights and a busy interface are told apart, each with what to do.
-    pub fn open(name: &str) -> Result<Self> {
+    pub fn open(wanted: &TapOptions) -> Result<Self> {
+        let name = wanted.name.as_str();
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
         let file = options.open(TUN).map_err(|e| explain_open(&e))?;
-        let mut request = request_for(if name.is_empty() { "tap%d" } else { name })?;
-        request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+        let mut request = interface_request(if name.is_empty() { "tap%d" } else { name })?;
+        let header = if wanted.header == VnetHeader::On { IFF_VNET_HDR } else { 0 };
+        let queues = if wanted.queues == Queues::Several { IFF_MULTI_QUEUE } else { 0 };
+        request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | header | queues;
         // SAFETY: the request is a complete `ifreq` that the kernel only reads (and writes the name of).
         unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }
             .map_err(|e| explain_attach(e, name))?;
@@ -88,7 +124,7 @@ impl Tap {
     }
 
     fn attached(file: File) -> Result<Self> {
-        let mut request = request_for("")?;
+        let mut request = interface_request("")?;
         // SAFETY: the kernel fills in a complete `ifreq`.
         unsafe { tun_get_iff(file.as_raw_fd(), &raw mut request) }.map_err(|e| {
             Error::from(e)
@@ -104,6 +140,7 @@ impl Tap {
             file,
             name: String::from_utf8_lossy(&bytes).into_owned(),
             vnet_hdr,
+            several: flags & IFF_MULTI_QUEUE != 0,
             header_len: 10,
         })
     }
@@ -122,7 +159,11 @@ impl Tap {
     }
 }
 
-fn request_for(name: &str) -> Result<libc::ifreq> {
+/// A request about the interface `name`.
+///
+/// # Errors
+/// When no interface can have this name.
+pub(super) fn interface_request(name: &str) -> Result<libc::ifreq> {
     if name.len() >= IFNAMSIZ || name.contains(['/', '\0']) || name.contains(char::is_whitespace) {
         return Err(Error::invalid(format!("'{name}' is no name for a network interface"))
             .hint("Use at most 15 characters without spaces and slashes (ifname=tap0)"));
@@ -154,7 +195,10 @@ fn explain_attach(e: nix::Error, name: &str) -> Error {
             if name.is_empty() { "tap0" } else { name }
         ),
         nix::Error::EBUSY => format!("{name} is in use: another guest has it; choose another ifname="),
-        nix::Error::EINVAL => format!("{name} exists and is not a tap interface, or has several queues"),
+        nix::Error::EINVAL => format!(
+            "{name} exists and is not a tap interface, or was made with another number of queues: \
+             queues= must be above 1 exactly when it was made with multi_queue"
+        ),
         _ => "See the kernel log".to_owned(),
     })
 }
@@ -175,18 +219,46 @@ impl NetBackend for Tap {
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => Ok(None),
+            // Detached just now. An interface that is gone shows as an error of the descriptor.
+            Err(e) if e.raw_os_error() == Some(libc::EBADFD) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
     fn send(&mut self, frame: &[u8]) -> std::io::Result<bool> {
         let skip = if self.vnet_hdr { 0 } else { usize::from(self.header_len) };
-        match self.file.write(frame.get(skip..).unwrap_or(&[])) {
-            Ok(_) => Ok(true),
-            // Busy, an interface that is down, or a frame that the kernel does not like: dropped.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EBADFD)) => Err(e),
-            Err(_) => Ok(false),
+        // Busy, an interface that is down or detached, or a frame that the kernel does not like: dropped.
+        // A frame is taken as a whole or not at all.
+        let frame = frame.get(skip..).unwrap_or(&[]);
+        Ok(self.file.write(frame).is_ok_and(|n| n == frame.len()))
+    }
+
+    fn send_direct(&mut self, frame: &GuestPieces<'_>) -> std::io::Result<Option<bool>> {
+        if !self.vnet_hdr || frame.is_empty() {
+            return Ok(None);
         }
+        Ok(Some(frame.write_once(self.file.as_fd()).is_ok()))
+    }
+
+    fn set_queue(&mut self, state: QueueState) -> std::io::Result<()> {
+        if !self.several {
+            return Ok(());
+        }
+        let mut request = interface_request("").map_err(std::io::Error::other)?;
+        request.ifr_ifru.ifru_flags = match state {
+            QueueState::Attached => IFF_ATTACH_QUEUE,
+            QueueState::Detached => IFF_DETACH_QUEUE,
+        };
+        // SAFETY: a complete `ifreq` that the kernel reads.
+        match unsafe { tun_set_queue(self.fd(), &raw const request) } {
+            // It is in that state already.
+            Ok(_) | Err(nix::Error::EINVAL) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn for_vhost(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
     fn configure(&mut self, header_len: u8, offloads: u64) -> std::io::Result<()> {
@@ -224,6 +296,7 @@ impl NetBackend for Tap {
             file: self.file.try_clone()?,
             name: self.name.clone(),
             vnet_hdr: self.vnet_hdr,
+            several: self.several,
             header_len: self.header_len,
         }))
     }
@@ -233,10 +306,14 @@ impl NetBackend for Tap {
 mod tests {
     use super::*;
 
+    fn named(name: &str) -> TapOptions {
+        TapOptions { name: name.into(), ..TapOptions::default() }
+    }
+
     #[test]
     fn names_are_checked_and_failures_explained() {
-        assert!(Tap::open("much-too-long-a-name").is_err());
-        assert!(Tap::open("a b").is_err());
+        assert!(Tap::open(&named("much-too-long-a-name")).is_err());
+        assert!(Tap::open(&named("a b")).is_err());
         let e = explain_attach(nix::Error::EPERM, "tap0");
         assert!(format!("{e:?}").contains("tap0"));
         let null = File::open("/dev/null").unwrap();
@@ -245,13 +322,13 @@ mod tests {
 
     #[test]
     fn an_interface_can_be_made() {
-        match Tap::open("") {
+        match Tap::open(&named("")) {
             Ok(tap) => {
                 assert!(tap.name().starts_with("tap"), "{}", tap.name());
                 let mut tap = tap;
                 tap.configure(12, tap.offloads()).unwrap();
                 tap.set_sndbuf(1 << 20).unwrap();
-                let again = Tap::open(&tap.name).unwrap_err();
+                let again = Tap::open(&named(&tap.name)).unwrap_err();
                 assert!(again.report().contains("configure"), "{}", again.report());
             }
             Err(e) => eprintln!("SKIPPED: no tap interfaces here: {}", e.report()),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use nix::unistd::{Pid, gettid};
 use super::control::{Control, Wish};
 use crate::bus::{Bus, Effect};
 use crate::kvm::{Exit, Vcpu};
+use crate::sandbox::{Confinement, Kind};
 use crate::{Error, Result};
 
 /// The two address spaces of the guest.
@@ -39,6 +40,8 @@ pub type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
 pub struct VcpuSettings {
     /// Host CPUs that each vCPU may run on; empty for any. By vCPU.
     pub pin: Vec<Vec<usize>>,
+    /// Entered by each thread before it runs guest code.
+    pub confinement: Option<Arc<Confinement>>,
 }
 
 /// What the thread of a vCPU was doing when it ended.
@@ -53,7 +56,7 @@ pub enum Ended {
 struct Member {
     jobs: Sender<Job>,
     thread: Option<JoinHandle<Ended>>,
-    tid: Arc<Mutex<Option<Pid>>>,
+    tid: Arc<OnceLock<Pid>>,
 }
 
 /// All vCPUs of a machine.
@@ -76,8 +79,9 @@ struct Worker {
     buses: Buses,
     sink: Arc<dyn EffectSink>,
     jobs: Receiver<Job>,
-    tid: Arc<Mutex<Option<Pid>>>,
+    tid: Arc<OnceLock<Pid>>,
     pin: Vec<usize>,
+    confinement: Option<Arc<Confinement>>,
 }
 
 impl Group {
@@ -103,6 +107,7 @@ impl Group {
                 jobs: inbox,
                 tid: Arc::clone(&tid),
                 pin: settings.pin.get(index).cloned().unwrap_or_default(),
+                confinement: settings.confinement.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(name)
@@ -168,9 +173,8 @@ impl Group {
 
     /// Thread numbers, for `info cpus` and for those who pin threads themselves.
     pub fn thread_ids(&self) -> Vec<Option<i32>> {
-        let read =
-            |m: &Member| m.tid.lock().unwrap_or_else(PoisonError::into_inner).map(Pid::as_raw);
-        self.members.iter().map(read).collect()
+        // A thread says its number before anything else, but may not have come to it yet.
+        self.members.iter().map(|m| Some(m.tid.wait().as_raw())).collect()
     }
 
     /// How many.
@@ -192,7 +196,8 @@ impl Drop for Group {
 
 impl Worker {
     fn run(mut self) -> Ended {
-        *self.tid.lock().unwrap_or_else(PoisonError::into_inner) = Some(gettid());
+        // Set once, here.
+        let _ = self.tid.set(gettid());
         let id = self.vcpu.id();
         let ended = match self.serve() {
             Ok(()) => Ended::Stopped,
@@ -207,6 +212,9 @@ impl Worker {
 
     fn serve(&mut self) -> Result<()> {
         self.apply_pin()?;
+        if let Some(confinement) = &self.confinement {
+            confinement.enter(Kind::Vcpu)?;
+        }
         let kick = self.control.kick_of(self.index);
         let _registered = self.vcpu.register(&kick)?;
         loop {

@@ -3,7 +3,10 @@
 //! A page in the balloon is dropped on the host (MADV_DONTNEED, or a hole in a file); when the guest uses
 //! it again it finds zeroes. Pages of 4 KiB only are dropped: parts of huge pages would do harm.
 
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Span;
 use super::{Activation, ActiveQueue, Broken, Chain, Kind, VirtioDevice, Work};
@@ -29,19 +32,42 @@ struct State {
     actual: u32,
     changed: Option<Arc<dyn Message>>,
     stats: Stats,
+    watcher: Option<Watcher>,
 }
+
+/// Told how many bytes the guest has left, whenever the guest says so. Called from vCPU threads.
+pub type Watcher = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// The device.
 pub struct Balloon {
     state: Arc<Mutex<State>>,
     memory_len: u64,
     reporting: bool,
+    deflate_on_oom: bool,
+    ask: Arc<EventFd>,
 }
 
 impl Balloon {
     /// For a guest with `memory_len` bytes; with free page reporting if `reporting`.
-    pub fn new(memory_len: u64, reporting: bool) -> Self {
-        Balloon { state: Arc::default(), memory_len, reporting }
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn new(memory_len: u64, reporting: bool) -> Result<Self> {
+        let ask = EventFd::new(libc::EFD_NONBLOCK)
+            .map_err(|e| Error::io(&e).context("cannot create an event descriptor"))?;
+        let ask = Arc::new(ask);
+        Ok(Balloon { state: Arc::default(), memory_len, reporting, deflate_on_oom: false, ask })
+    }
+
+    /// Whether the guest takes pages back by itself before it kills processes (`deflate-on-oom=`).
+    #[must_use]
+    pub fn with_deflate_on_oom(self, deflate_on_oom: bool) -> Self {
+        Balloon { deflate_on_oom, ..self }
+    }
+
+    /// Asks the guest for newer figures; they come when it gets round to it.
+    pub fn request_stats(&self) {
+        self.ask.raise();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -73,6 +99,11 @@ impl Balloon {
         self.memory_len.saturating_sub(u64::from(self.lock().actual) * PAGE)
     }
 
+    /// Who is told of changes.
+    pub fn watch(&self, watcher: Watcher) {
+        self.lock().watcher = Some(watcher);
+    }
+
     /// What the guest last said about its memory.
     pub fn stats(&self) -> Stats {
         self.lock().stats.clone()
@@ -84,7 +115,8 @@ impl VirtioDevice for Balloon {
         Kind { id: 5, name: "virtio-balloon", legacy_pci: 0x1002, class: (0, 0xff, 0) }
     }
     fn features(&self) -> u64 {
-        F_STATS | F_DEFLATE_ON_OOM | if self.reporting { F_REPORTING } else { 0 }
+        let offered = [(self.deflate_on_oom, F_DEFLATE_ON_OOM), (self.reporting, F_REPORTING)];
+        offered.iter().filter(|o| o.0).fold(F_STATS, |all, o| all | o.1)
     }
     fn queue_sizes(&self) -> Vec<u16> {
         // Inflate, deflate, statistics, reporting (the third queue of free page hints is not offered, so
@@ -100,7 +132,14 @@ impl VirtioDevice for Balloon {
     }
     fn write_config(&self, offset: u64, data: &[u8]) {
         if offset == 4 && data.len() == 4 {
-            self.lock().actual = low32(get_le(data));
+            let watcher = {
+                let mut state = self.lock();
+                state.actual = low32(get_le(data));
+                state.watcher.clone()
+            };
+            if let Some(tell) = watcher {
+                tell(self.guest_memory());
+            }
         }
     }
     fn activate(&self, activation: Activation) -> Result<Vec<Box<dyn Work>>> {
@@ -110,6 +149,7 @@ impl VirtioDevice for Balloon {
             queues: activation.queues,
             memory: activation.memory,
             stats_request: None,
+            ask: self.ask.clone(),
         })])
     }
     fn reset(&self) {
@@ -126,6 +166,8 @@ struct BalloonWork {
     memory: Arc<Memory>,
     /// The buffer by which the guest waits to be asked again.
     stats_request: Option<u16>,
+    /// Rung when newer figures are wanted.
+    ask: Arc<EventFd>,
 }
 
 /// The pages whose numbers are in a request, as ranges.
@@ -167,16 +209,30 @@ impl BalloonWork {
     }
 }
 
+impl BalloonWork {
+    /// Gives the buffer back: that is the question.
+    fn ask_for_stats(&mut self) -> std::result::Result<(), Broken> {
+        let _ = self.ask.read();
+        let Some(queue) = self.queues.get_mut(2).and_then(Option::as_mut) else { return Ok(()) };
+        if let Some(buffer) = self.stats_request.take() {
+            queue.push(&self.memory, buffer, 0)?;
+            queue.announce(&self.memory)?;
+        }
+        Ok(())
+    }
+}
+
 impl Work for BalloonWork {
     fn name(&self) -> String {
         "virtio-balloon".into()
     }
     fn sources(&self) -> Vec<i32> {
-        self.queues.iter().flatten().map(ActiveQueue::doorbell).collect()
+        let bells = self.queues.iter().flatten().map(ActiveQueue::doorbell);
+        bells.chain([self.ask.as_raw_fd()]).collect()
     }
     fn ready(&mut self, source: usize) -> std::result::Result<(), Broken> {
         let present = self.queues.iter().enumerate().filter(|(_, q)| q.is_some()).map(|(i, _)| i);
-        let Some(i) = present.clone().nth(source) else { return Ok(()) };
+        let Some(i) = present.clone().nth(source) else { return self.ask_for_stats() };
         if i == 2 {
             return self.statistics();
         }

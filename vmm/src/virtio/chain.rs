@@ -55,6 +55,24 @@ impl Chain {
         total(&self.writable)
     }
 
+    /// The places in guest memory that hold `len` bytes of the readable part from `offset` on.
+    pub fn readable_pieces(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Iterator<Item = (GuestAddress, u64)> {
+        pieces(&self.readable, offset, len)
+    }
+
+    /// The same of the writable part.
+    pub fn writable_pieces(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Iterator<Item = (GuestAddress, u64)> {
+        pieces(&self.writable, offset, len)
+    }
+
     /// Copies from the readable part, `offset` bytes in.
     pub fn read(&self, memory: &Memory, offset: u64, buf: &mut [u8]) -> Result<(), BadBuffer> {
         let mut done = 0;

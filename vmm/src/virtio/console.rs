@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Activation, ActiveQueue, Broken, Kind, VirtioDevice, Work};
+use crate::chardev::FrontEnd;
 use crate::devices::Output;
 use crate::irq::Message;
 use crate::mem::Memory;
@@ -48,6 +49,12 @@ impl Console {
         input.extend(&bytes[..n]);
         self.0.arrived.raise();
         n
+    }
+}
+
+impl FrontEnd for Console {
+    fn receive(&self, bytes: &[u8]) -> usize {
+        Console::receive(self, bytes)
     }
 }
 

@@ -1,4 +1,6 @@
-//! A fake driver: plays the guest's side of registers and rings.
+//! A fake driver: plays the guest's side of registers and rings. For tests and fuzz targets.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +30,11 @@ pub enum Buffer<'a> {
 
 /// A driver of one device.
 pub struct Driver {
+    /// The device behind its transport.
     pub pci: Arc<VirtioPci>,
+    /// The guest's memory: 8 MiB.
     pub memory: Arc<Memory>,
+    /// The pin of its interrupt.
     pub line: Arc<RecordedLine>,
     modern: Arc<dyn Device>,
     next_desc: Vec<u16>,

@@ -1,40 +1,37 @@
 //! Drivers that do whatever they like: random registers, random rings, random times. No device may panic,
 //! hang or keep its thread from ending.
+//!
+//! The test here rolls dice; the fuzz targets let a fuzzer choose.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::VirtioDevice;
 use super::balloon::Balloon;
-use super::blk::{Blk, BlkConfig};
+use super::blk::{Blk, BlkConfig, Offer};
 use super::console::Console;
 use super::driver::Driver;
 use super::net::{Net, NetConfig};
 use super::pci::{LEGACY_BAR, MODERN_BAR, MSIX_BAR};
-use super::rng::Rng;
+use super::rng::{Rng, RngConfig};
 use crate::block::{BlockBackend, Unmap};
 use crate::devices::{Captured, Lifecycle};
 use crate::net::NetBackend;
 use crate::num::{index, len_u64};
 use crate::pci::Function;
 
-/// xorshift64*, so that a failure repeats.
-struct Dice(u64);
+/// Chooses what a driver does next.
+pub trait Whim {
+    /// Any number.
+    fn roll(&mut self) -> u64;
 
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
+    /// A number below `n`.
     fn below(&mut self, n: u64) -> u64 {
         self.roll() % n
     }
@@ -52,6 +49,111 @@ impl Dice {
             _ => self.roll(),
         }
     }
+}
+
+/// A fuzzer's input: each choice below 256 takes a byte.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn take(&mut self, n: usize) -> u64 {
+        let (now, rest) = self.0.split_at(n.min(self.0.len()));
+        self.0 = rest;
+        crate::num::get_le(now)
+    }
+}
+
+impl Whim for Input<'_> {
+    fn roll(&mut self) -> u64 {
+        self.take(8)
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        let bytes = match n {
+            0..=0x100 => 1,
+            0x101..=0x1_0000 => 2,
+            _ => 8,
+        };
+        self.take(bytes) % n
+    }
+}
+
+/// Which device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    /// A disk over plain bytes.
+    Blk,
+    /// A disk over a temporary qcow2 overlay.
+    BlkImage,
+    /// A network card.
+    Net,
+    /// The balloon.
+    Balloon,
+    /// A console.
+    Console,
+    /// Random numbers.
+    Rng,
+}
+
+impl Victim {
+    /// All of them.
+    pub const ALL: [Victim; 6] =
+        [Victim::Blk, Victim::BlkImage, Victim::Net, Victim::Balloon, Victim::Console, Victim::Rng];
+
+    fn device(self) -> Arc<dyn VirtioDevice> {
+        let config =
+            BlkConfig { id: "d".into(), queues: 2, discard: Offer::Yes, ..BlkConfig::default() };
+        match self {
+            Victim::Blk => Arc::new(Blk::new(config, Arc::new(Disk(Mutex::new(vec![0; 1 << 20]))))),
+            Victim::BlkImage => Arc::new(Blk::new(config, Arc::new(overlay()))),
+            Victim::Net => {
+                let cable = || -> Box<dyn NetBackend> {
+                    let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+                    Box::new(Echo { frames: Arc::default(), event })
+                };
+                let cables = vec![cable(), cable()];
+                Arc::new(Net::new(NetConfig::default(), cables, Vec::new()).unwrap())
+            }
+            Victim::Balloon => {
+                Arc::new(Balloon::new(8 << 20, true).unwrap().with_deflate_on_oom(true))
+            }
+            Victim::Console => {
+                let console = Console::new(Box::new(Captured::default())).unwrap();
+                console.receive(&[b'x'; 4096]);
+                Arc::new(console)
+            }
+            Victim::Rng => Arc::new(Rng::open(&RngConfig::default()).unwrap()),
+        }
+    }
+}
+
+/// An overlay over a file that no name leads to any more.
+fn overlay() -> Arc<imgcore::graph::Node> {
+    use imgcore::graph::open::{OpenOptions, OpenRequest, open};
+    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let folder = std::env::temp_dir();
+    let path = folder.join(format!("hostile-{}-{n}", std::process::id()));
+    std::fs::write(&path, vec![0x5a; 1 << 20]).unwrap();
+    let request = OpenRequest::file(path.to_string_lossy()).with_driver(Some("raw"));
+    let below = open(&request, &OpenOptions::default());
+    std::fs::remove_file(&path).unwrap();
+    imgcore::graph::temporary::overlay(&folder, below.unwrap()).unwrap()
+}
+
+/// Lets a fuzzer's input drive a device, then takes it down in every way.
+pub fn drive(victim: Victim, input: &[u8]) {
+    let mut whim = Input(input);
+    let mut d = Driver::new(victim.device(), whim.take(1) << 28);
+    while !whim.0.is_empty() {
+        act(&mut d, &mut whim);
+    }
+    take_down(&d);
+}
+
+fn take_down(d: &Driver) {
+    d.pci.pause().unwrap();
+    d.pci.resume().unwrap();
+    d.pci.reset();
+    d.pci.shut_down().unwrap();
 }
 
 struct Disk(Mutex<Vec<u8>>);
@@ -126,23 +228,8 @@ impl NetBackend for Echo {
     }
 }
 
-fn devices() -> Vec<Arc<dyn VirtioDevice>> {
-    let config = BlkConfig { id: "d".into(), serial: "s".into(), queues: 2, discard: true };
-    let echo =
-        Echo { frames: Arc::default(), event: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()) };
-    let console = Console::new(Box::new(Captured::default())).unwrap();
-    console.receive(&[b'x'; 4096]);
-    vec![
-        Arc::new(Blk::new(config, Arc::new(Disk(Mutex::new(vec![0; 1 << 20]))))),
-        Arc::new(Net::new(NetConfig { id: "n".into(), mac: [2; 6] }, Box::new(echo))),
-        Arc::new(Balloon::new(8 << 20, true)),
-        Arc::new(console),
-        Arc::new(Rng),
-    ]
-}
-
 /// One thing that a driver may do.
-fn act(d: &mut Driver, dice: &mut Dice) {
+fn act(d: &mut Driver, dice: &mut impl Whim) {
     let queues = 4;
     match dice.below(10) {
         // A register of any BAR, any width.
@@ -195,33 +282,58 @@ fn act(d: &mut Driver, dice: &mut Dice) {
     }
 }
 
-#[test]
-fn random_drivers_do_no_harm() {
-    static PANICS: AtomicUsize = AtomicUsize::new(0);
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        let thread = std::thread::current();
-        let name = thread.name().unwrap_or_default();
-        // Threads of devices have names that tests do not have.
-        if name.starts_with("virtio") || name.contains("/q") || name.contains("/net") {
-            PANICS.fetch_add(1, Ordering::SeqCst);
-        }
-        before(info);
-    }));
-    let began = Instant::now();
-    for seed in 1..40u64 {
-        for (n, device) in devices().into_iter().enumerate() {
-            let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + len_u64(n));
-            let mut d = Driver::new(device, 0);
-            for _ in 0..300 {
-                act(&mut d, &mut dice);
-            }
-            d.pci.pause().unwrap();
-            d.pci.resume().unwrap();
-            d.pci.reset();
-            d.pci.shut_down().unwrap();
-            assert_eq!(PANICS.load(Ordering::SeqCst), 0, "device {n}, seed {seed}");
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// xorshift64*, so that a failure repeats.
+    struct Dice(u64);
+
+    impl Whim for Dice {
+        fn roll(&mut self) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
         }
     }
-    assert!(began.elapsed() < Duration::from_secs(60), "a device keeps its thread busy");
+
+    #[test]
+    fn random_drivers_do_no_harm() {
+        static PANICS: AtomicUsize = AtomicUsize::new(0);
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or_default();
+            // Threads of devices have names that tests do not have.
+            if name.starts_with("virtio") || name.contains("/q") || name.contains("/net") {
+                PANICS.fetch_add(1, Ordering::SeqCst);
+            }
+            before(info);
+        }));
+        let began = Instant::now();
+        for seed in 1..40u64 {
+            for (n, victim) in Victim::ALL.into_iter().enumerate() {
+                let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + len_u64(n));
+                let mut d = Driver::new(victim.device(), 0);
+                for _ in 0..300 {
+                    act(&mut d, &mut dice);
+                }
+                take_down(&d);
+                assert_eq!(PANICS.load(Ordering::SeqCst), 0, "{victim:?}, seed {seed}");
+            }
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "a device keeps its thread busy");
+    }
+
+    #[test]
+    fn inputs_of_a_fuzzer_are_taken_to_their_end() {
+        for victim in Victim::ALL {
+            drive(victim, &[]);
+            drive(victim, &[1; 300]);
+        }
+    }
 }

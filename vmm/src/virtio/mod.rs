@@ -5,7 +5,8 @@
 //! * [`worker`]: the thread that serves a queue; can be stopped and started again with its work kept.
 //! * [`registers`]: what the driver sets up, whatever the transport.
 //! * [`pci`]: the transport.
-//! * [`blk`], [`rng`], [`console`], [`balloon`], [`net`]: the devices.
+//! * [`vhost`]: queues that the host's kernel serves.
+//! * [`blk`], [`rng`], [`console`], [`balloon`], [`net`], [`vsock`]: the devices.
 //!
 //! Each device separates taking a request apart from carrying it out. Guest memory is read once: what
 //! was checked is a copy, so a driver that changes it meanwhile gains nothing.
@@ -19,12 +20,14 @@ pub mod pci;
 pub mod queue;
 pub mod registers;
 pub mod rng;
+pub mod vhost;
+pub mod vsock;
 pub mod worker;
 
-#[cfg(test)]
-pub(crate) mod driver;
-#[cfg(test)]
-mod hostile;
+#[cfg(any(test, feature = "testing"))]
+pub mod driver;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 #[cfg(test)]
 mod tests;
 
@@ -77,6 +80,15 @@ pub struct Activation {
     pub config_changed: Arc<dyn Message>,
 }
 
+/// Somebody waits for the requests of a device to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settle {
+    /// From now on.
+    Begin,
+    /// No longer.
+    End,
+}
+
 /// A device behind a transport.
 pub trait VirtioDevice: Send + Sync {
     /// What it is.
@@ -91,6 +103,8 @@ pub trait VirtioDevice: Send + Sync {
     fn write_config(&self, _offset: u64, _data: &[u8]) {}
     /// Begins; returns the work to be done in threads of its own.
     fn activate(&self, activation: Activation) -> Result<Vec<Box<dyn Work>>>;
+    /// Requests should end soon, or may take their time again: its work is being stopped.
+    fn settle(&self, _settle: Settle) {}
     /// The driver has reset the device. No work runs any more.
     fn reset(&self) {}
     /// Makes stored data durable; may run beside work.

@@ -44,6 +44,26 @@ impl ActiveQueue {
         self.queue.pop_descriptor_chain(memory).map(Chain::collect)
     }
 
+    /// Where the ring is in guest memory, for somebody else to serve it.
+    pub fn addresses(&self) -> super::vhost::RingAddresses {
+        super::vhost::RingAddresses {
+            size: self.queue.size(),
+            descriptors: vm_memory::GuestAddress(self.queue.desc_table()),
+            available: vm_memory::GuestAddress(self.queue.avail_ring()),
+            used: vm_memory::GuestAddress(self.queue.used_ring()),
+        }
+    }
+
+    /// Number of the next request, as the available ring counts them.
+    pub fn next_available(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Interrupts the driver, whether it wants that or not: whoever serves the ring has asked.
+    pub fn interrupt(&self) {
+        self.call.raise();
+    }
+
     /// Puts the request that was popped last back, to be popped again.
     pub fn unpop(&mut self) {
         let next = self.queue.next_avail();
@@ -97,17 +117,28 @@ impl ActiveQueue {
         memory: &Memory,
         mut serve: impl FnMut(&Chain) -> Result<u32, Broken>,
     ) -> Result<(), Broken> {
-        self.queue
-            .disable_notification(memory)
-            .map_err(|e| Broken(format!("cannot write the event index: {e}")))?;
+        self.begin_turn(memory)?;
         for _ in 0..TURN {
             let Some(chain) = self.pop_or_wait(memory)? else { return Ok(()) };
             let len = serve(&chain)?;
             self.push(memory, chain.head, len)?;
             self.announce(memory)?;
         }
-        self.doorbell.raise();
+        self.ring_again();
         Ok(())
+    }
+
+    /// Before taking requests: asks the driver not to ring meanwhile.
+    pub fn begin_turn(&mut self, memory: &Memory) -> Result<(), Broken> {
+        self.queue
+            .disable_notification(memory)
+            .map_err(|e| Broken(format!("cannot write the event index: {e}")))
+    }
+
+    /// There may be more requests: the thread comes back to this queue after it has looked whether it is
+    /// to stop.
+    pub fn ring_again(&self) {
+        self.doorbell.raise();
     }
 
     /// Asks the driver to ring when it adds requests; true when there are some already.

@@ -6,17 +6,18 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::VirtioDevice;
 use super::balloon::Balloon;
 use super::console::Console;
 use super::driver::{Buffer, Driver};
 use super::net::{Net, NetConfig};
-use super::rng::Rng;
+use super::rng::{Quota, Rng, RngConfig};
 use crate::devices::Captured;
 use crate::net::NetBackend;
 
 #[test]
 fn rng_gives_different_bytes() {
-    let mut d = Driver::new(Arc::new(Rng), 0);
+    let mut d = Driver::new(Arc::new(Rng::open(&RngConfig::default()).unwrap()), 0);
     let at = d.add(0, &[Buffer::Write(32), Buffer::Write(32)]);
     assert_eq!(d.wait(0).1, 64);
     assert_ne!(d.bytes(at[0], 32), d.bytes(at[1], 32));
@@ -32,7 +33,7 @@ fn an_old_driver_uses_the_legacy_registers() {
     use super::pci::LEGACY_BAR;
     use crate::pci::Function;
     use vm_memory::{Bytes, GuestAddress};
-    let d = Driver::new(Arc::new(Rng), 0);
+    let d = Driver::new(Arc::new(Rng::open(&RngConfig::default()).unwrap()), 0);
     let bar = d.pci.bar(LEGACY_BAR);
     let get = |offset: u64, len: usize| {
         let mut b = [0; 8];
@@ -99,7 +100,7 @@ fn console_both_ways() {
 
 #[test]
 fn balloon_drops_pages_and_tells_sizes() {
-    let balloon = Arc::new(Balloon::new(8 << 20, true));
+    let balloon = Arc::new(Balloon::new(8 << 20, true).unwrap());
     let mut d = Driver::new(balloon.clone(), 0);
     assert_eq!(d.config(0, 4), 0);
     balloon.set_guest_memory(6 << 20).unwrap();
@@ -183,8 +184,8 @@ fn card(without: u64) -> (Driver, Cable, Arc<Net>) {
         from_guest: Arc::default(),
         event: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
     };
-    let config = NetConfig { id: "n0".into(), mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56] };
-    let net = Arc::new(Net::new(config, Box::new(cable.clone())));
+    let config = NetConfig { id: "n0".into(), ..NetConfig::default() };
+    let net = Arc::new(Net::new(config, vec![Box::new(cable.clone())], Vec::new()).unwrap());
     (Driver::new(net.clone(), without), cable, net)
 }
 
@@ -221,4 +222,41 @@ fn without_merging_a_long_frame_is_dropped() {
     cable.event.write(1).unwrap();
     assert_eq!(d.wait(0).1, 20);
     assert_eq!(d.bytes(at[0] + 12, 8), [2; 8]);
+}
+
+#[test]
+fn a_quota_of_random_bytes_is_kept() {
+    let period = std::time::Duration::from_millis(50);
+    let quota = Some(Quota { bytes: 100, period });
+    let rng = Rng::open(&RngConfig { quota, ..RngConfig::default() }).unwrap();
+    let mut d = Driver::new(Arc::new(rng), 0);
+    let start = std::time::Instant::now();
+    d.add(0, &[Buffer::Write(64)]);
+    d.add(0, &[Buffer::Write(64)]);
+    d.add(0, &[Buffer::Write(64)]);
+    assert_eq!((d.wait(0).1, d.wait(0).1), (64, 36), "the second gets what is left");
+    assert_eq!(d.wait(0).1, 64);
+    assert!(start.elapsed() >= period, "the third waits for the next period");
+    let e = Rng::open(&RngConfig { source: "/no/such".into(), quota: None }).unwrap_err();
+    assert!(e.report().contains("/no/such"), "{}", e.report());
+}
+
+#[test]
+fn the_balloon_asks_for_figures_and_offers_what_it_was_told_to() {
+    let balloon = Arc::new(Balloon::new(8 << 20, false).unwrap());
+    let mut d = Driver::new(balloon.clone(), 0);
+    assert_eq!(balloon.features() & 1 << 2, 0);
+    let oom = Balloon::new(8 << 20, true).unwrap().with_deflate_on_oom(true);
+    assert_eq!(oom.features() & 0x26, 0x26);
+    let stat = |tag: u16, value: u64| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat();
+    d.add(2, &[Buffer::Read(&stat(4, 1))]);
+    while balloon.stats().is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    balloon.request_stats();
+    d.wait(2);
+    d.add(2, &[Buffer::Read(&stat(4, 2))]);
+    while balloon.stats() != [(4, 2)] {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }

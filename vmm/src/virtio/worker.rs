@@ -29,6 +29,26 @@ pub trait Work: Send {
     /// A source is ready. Also called once for each source when the thread starts: requests may have
     /// been waiting.
     fn ready(&mut self, source: usize) -> std::result::Result<(), Broken>;
+    /// The thread is about to end: waits for what others are still doing for this work.
+    fn quiesce(&mut self) {}
+}
+
+/// Whether somebody took notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Yes.
+    Yes,
+    /// Not now.
+    No,
+}
+
+/// Milliseconds between two tries to be heard.
+const SOON: u16 = 2;
+
+/// Whether the thread is told to stop, now or in a few milliseconds.
+fn told_within(stop: &EventFd, milliseconds: u16) -> bool {
+    let mut set = [PollFd::new(crate::fd::of(stop), PollFlags::POLLIN)];
+    matches!(poll(&mut set, PollTimeout::from(milliseconds)), Ok(n) if n > 0)
 }
 
 type Ended = (Box<dyn Work>, Option<Broken>);
@@ -40,11 +60,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts. `broken` is called from the thread when the work cannot go on; the thread then waits to be
-    /// stopped.
+    /// Starts. `broken` is called from the thread when the work cannot go on, again and again until it says
+    /// that it was heard or the thread is told to stop: whoever is to hear it may be busy waiting for
+    /// another thread.
     pub fn start(
         mut work: Box<dyn Work>,
-        broken: impl Fn(&Broken) + Send + 'static,
+        broken: impl Fn(&Broken) -> Heard + Send + 'static,
     ) -> Result<Self> {
         let no_event =
             |e: std::io::Error| Error::io(&e).context("cannot create an event descriptor");
@@ -53,9 +74,14 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(work.name())
             .spawn(move || {
-                let result = serve(&mut *work, &inner).err();
+                let confined = crate::sandbox::narrow(crate::sandbox::Kind::Device);
+                let result = match confined {
+                    Ok(()) => serve(&mut *work, &inner).err(),
+                    Err(e) => Some(Broken(e.report())),
+                };
+                work.quiesce();
                 if let Some(b) = &result {
-                    broken(b);
+                    while broken(b) == Heard::No && !told_within(&inner, SOON) {}
                 }
                 (work, result)
             })
@@ -86,11 +112,10 @@ fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken>
     }
     let stop_fd: BorrowedFd<'_> = crate::fd::of(stop);
     loop {
+        // Descriptors that do not matter at present are left out: errors would be told all the same.
+        let wanted: Vec<usize> = (0..sources.len()).filter(|i| work.wants(*i)).collect();
         let mut set = vec![PollFd::new(stop_fd, PollFlags::POLLIN)];
-        for (i, fd) in sources.iter().enumerate() {
-            let events = if work.wants(i) { PollFlags::POLLIN } else { PollFlags::empty() };
-            set.push(PollFd::new(fd.as_fd(), events));
-        }
+        set.extend(wanted.iter().map(|i| PollFd::new(sources[*i].as_fd(), PollFlags::POLLIN)));
         match poll(&mut set, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(e) => return Err(Broken(format!("cannot wait for events: {e}"))),
@@ -101,8 +126,10 @@ fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken>
             .map(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)))
             .collect();
         // A source that only has an error or is hung up would keep poll from waiting.
-        let dead = set.iter().skip(1).any(|p| {
-            p.revents().is_some_and(|r| r.contains(PollFlags::POLLNVAL) || r == PollFlags::POLLERR)
+        let dead = set.iter().skip(1).zip(&wanted).any(|(p, i)| {
+            let failed = |r: PollFlags| r.contains(PollFlags::POLLNVAL) || r == PollFlags::POLLERR;
+            // It may have been turned off meanwhile.
+            p.revents().is_some_and(failed) && work.wants(*i)
         });
         if fired[0] {
             return Ok(());
@@ -110,8 +137,8 @@ fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken>
         if dead {
             return Err(Broken("a back end has failed".into()));
         }
-        for (i, _) in fired.iter().skip(1).enumerate().filter(|(_, f)| **f) {
-            work.ready(i)?;
+        for (i, _) in wanted.iter().zip(fired.iter().skip(1)).filter(|(_, f)| **f) {
+            work.ready(*i)?;
         }
     }
 }

@@ -8,7 +8,10 @@ use std::time::Duration;
 use hostprep::change::{self, Action, Force, JournalState, Plan, STATE_FOLDER};
 use hostprep::check::{self, Status};
 use hostprep::host::Host;
-use hostprep::net::{self, Address, BridgeWish, Cidr, Forward, Model, NetChange, NetworkWish, Stp};
+use hostprep::net::{
+    self, Address, BridgeWish, Cidr, Forward, HostAddress, Model, NetChange, NetworkWish, Stp,
+    Subnet6,
+};
 use hostprep::wanted::Wanted;
 use hostprep::{Error, Result, scripts as qemu};
 
@@ -48,6 +51,7 @@ fn inside(host: &Host, args: &NetInside, model: Model) -> Result<u8> {
         name: args.name.clone(),
         model,
         subnet: Cidr::parse(&args.subnet)?,
+        subnet6: args.subnet6.as_deref().map(Subnet6::parse).transpose()?,
         dhcp: args.dhcp,
         persist: args.persist,
     };
@@ -58,7 +62,7 @@ fn bridge(host: &Host, args: &NetBridge) -> Result<u8> {
     let address = match args.address.as_deref() {
         None => Address::Keep,
         Some("dhcp") => Address::Dhcp,
-        Some(text) => Address::Static(Cidr::parse(text)?),
+        Some(text) => Address::Static(HostAddress::parse(text)?),
     };
     let wish = BridgeWish {
         name: args.name.clone(),
@@ -215,7 +219,7 @@ fn keep_forwarding(host: &Host) -> Result<()> {
         }
         // Ties the change to that network: its removal undoes it.
         let address = Cidr { address: subnet.nth(1), prefix: subnet.prefix };
-        plan.actions.push(Action::Net(NetChange::Address { link: name, address }));
+        plan.actions.push(Action::Net(NetChange::Address { link: name, address: address.into() }));
         change::apply(effects(host).as_mut(), &plan, &mut |_, _| ())?;
         return Ok(());
     }

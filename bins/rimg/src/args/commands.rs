@@ -6,7 +6,11 @@
 
 use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 
-const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx"];
+/// All formats that can be read.
+const FORMATS: &[&str] =
+    &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "bochs", "cloop", "cow", "dmg"];
+/// Those that can be created.
+const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx"];
 const CACHE_MODES: &[&str] = &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
 
@@ -71,8 +75,8 @@ const SIZES: &str =
 
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
-    AMEND, BENCH, BITMAP, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, INFO, MAP, MEASURE, REBASE,
-    RESIZE, SNAPSHOT,
+    AMEND, BENCH, BITMAP, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIGEST, INFO, MAP, MEASURE,
+    REBASE, RESIZE, SNAPSHOT,
 ];
 
 /// Options before the command.
@@ -96,7 +100,7 @@ const CREATE: Command = Command {
         HELP,
         QUIET,
         OBJECT,
-        val(Some('f'), "format", "FMT", "Format of the new image (default raw)").values(FORMATS),
+        val(Some('f'), "format", "FMT", "Format of the new image (default raw)").values(TARGETS),
         val(
             Some('o'),
             "options",
@@ -232,7 +236,7 @@ const CONVERT: Command = Command {
         FORCE_SHARE.under("Source"),
         val(Some('O'), "output-format", "FMT", "Format of the target (default raw)")
             .also(&["target-format"])
-            .values(FORMATS)
+            .values(TARGETS)
             .under("Target"),
         flag(
             None,
@@ -339,7 +343,7 @@ const MEASURE: Command = Command {
         val(Some('o'), "options", "OPTS", "Options of the target's format"),
         val(Some('O'), "target-format", "FMT", "Format of the target (default raw)")
             .id("output-format")
-            .values(FORMATS),
+            .values(TARGETS),
         val(Some('l'), "snapshot", "SNAPSHOT", "Take the source as it was at this snapshot"),
         OBJECT,
         OUTPUT,
@@ -384,6 +388,41 @@ const COMPARE: Command = Command {
         ("2", "An image could not be opened"),
         ("3", "An image could not be mapped"),
         ("4", "An image could not be read"),
+    ],
+};
+
+const DIGEST: Command = Command {
+    name: "digest",
+    about: "Hash what the guest sees, the same in any format",
+    details: "The digest depends on the bytes of the guest's disk and on its size alone: not on the format, \
+        on compression, or on what is allocated. Ranges known to be zero cost nothing, and all processors \
+        take part. With --sha256 it is what sha256sum says of the disk as a raw file. How the usual kind is \
+        computed is written in the library's documentation (imgcore::ops::digest).",
+    positionals: &[pos("FILENAME", "Image")],
+    opts: &[
+        HELP,
+        OBJECT,
+        FORMAT,
+        IMAGE_OPTS,
+        flag(None, "sha256", "SHA-256 of all bytes, by one processor"),
+        val(None, "expect", "DIGEST", "Compare with this digest; its kind is taken"),
+        flag(None, "save", "Write the digest to FILENAME.digest"),
+        flag(None, "check", "Compare with the digest in FILENAME.digest"),
+        FORCE_SHARE,
+        PROGRESS,
+        QUIET,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg digest disk.vmdk", "Before a conversion, and after it on the new image"),
+        ("rimg digest --save disk.qcow2", "Leave disk.qcow2.digest beside it"),
+        ("rimg digest --check disk.qcow2", "Is it still what it was?"),
+    ],
+    exit_codes: &[
+        ("0", "Computed, and as expected"),
+        ("1", "Not as expected"),
+        ("2", "The image could not be read"),
     ],
 };
 
@@ -587,7 +626,7 @@ const DD: Command = Command {
         FORMAT,
         IMAGE_OPTS,
         val(Some('O'), "output-format", "FMT", "Format of the output (default raw)")
-            .values(FORMATS),
+            .values(TARGETS),
         FORCE_SHARE,
         OVERWRITE,
         ALLOW,

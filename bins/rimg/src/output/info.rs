@@ -79,7 +79,7 @@ fn image_lines(info: &InfoReport) -> String {
     if let Some(size) = info.cluster_size {
         text.push_str(&format!("cluster_size: {size}\n"));
     }
-    if info.dirty_flag {
+    if info.dirty_flag == Some(true) {
         text.push_str("cleanly shut down: no\n");
     }
     if let Some(name) = &info.backing_filename {
@@ -145,7 +145,6 @@ fn to_value(info: &InfoReport) -> Value {
     let mut value = json!({
         "filename": name,
         "format": info.format,
-        "dirty-flag": info.dirty_flag,
         "virtual-size": info.virtual_size,
         "children": info.children.iter().map(|c| json!({
             "name": c.name,
@@ -157,6 +156,7 @@ fn to_value(info: &InfoReport) -> Value {
             value[name] = v;
         }
     };
+    set("dirty-flag", info.dirty_flag.map(Value::from));
     set("actual-size", info.actual_size.map(Value::from));
     set("cluster-size", info.cluster_size.map(Value::from));
     set("encrypted", info.encrypted.filter(|e| *e).map(Value::from));

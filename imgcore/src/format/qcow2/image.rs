@@ -177,8 +177,7 @@ impl Image for Qcow2Image {
     }
 
     fn flush(&self) -> Result<()> {
-        let mut tables = self.write_tables();
-        self.flush_tables(&mut tables)
+        self.flush_image()
     }
 
     fn close(&self) -> Result<()> {

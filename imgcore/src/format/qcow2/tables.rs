@@ -246,6 +246,16 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// True if a flush would write nothing, free nothing, and refuse nothing.
+    pub fn is_clean(&self) -> bool {
+        !self.broken
+            && !self.changed
+            && self.l1_dirty.is_none()
+            && !self.l2.is_dirty()
+            && !self.refs.is_dirty()
+            && !self.refs.has_pending()
+    }
+
     /// Tables over checked parts.
     pub fn new(header: Header, l1: Vec<u64>, refs: Refcounts, file_len: u64) -> Self {
         let geometry = Geometry::new(&header);

@@ -251,6 +251,7 @@ impl Image for VdiImage {
         Ok(ImageInfo {
             cluster_size: Some(g.block),
             specific: Some(SpecificInfo::Vdi(vdi)),
+            dirty: Some(false),
             ..ImageInfo::default()
         })
     }

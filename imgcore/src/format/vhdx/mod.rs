@@ -265,6 +265,7 @@ impl Image for VhdxImage {
         Ok(ImageInfo {
             cluster_size: Some(m.block),
             specific: Some(SpecificInfo::Vhdx(vhdx)),
+            dirty: Some(false),
             ..ImageInfo::default()
         })
     }

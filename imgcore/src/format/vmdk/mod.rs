@@ -321,6 +321,7 @@ impl Image for VmdkImage {
         Ok(ImageInfo {
             cluster_size: self.sparse(0).map(|s| s.geometry.grain),
             specific: Some(SpecificInfo::Vmdk(vmdk)),
+            dirty: Some(false),
             ..ImageInfo::default()
         })
     }

@@ -253,6 +253,7 @@ impl Image for VpcImage {
         Ok(ImageInfo {
             cluster_size: g.blocks.map(|b| b.block),
             specific: Some(SpecificInfo::Vpc(vpc)),
+            dirty: Some(false),
             ..ImageInfo::default()
         })
     }

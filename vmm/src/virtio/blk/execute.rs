@@ -2,8 +2,14 @@
 
 use std::sync::Arc;
 
-use super::request::{Malformed, Request, parse};
-use crate::block::{BlockBackend, Unmap};
+use super::BlkConfig;
+use super::request::{Malformed, Request, Segment, is_transfer, parse};
+use crate::Result;
+use crate::block::disk::Outcome;
+use crate::block::pool::Scratch;
+use crate::block::stats::Op;
+use crate::block::vector::GuestPieces;
+use crate::block::{BlockBackend, Direct, Disk, Unmap};
 use crate::mem::Memory;
 use crate::num::{index, len_u64, low32};
 use crate::virtio::{Broken, Chain};
@@ -11,116 +17,184 @@ use crate::virtio::{Broken, Chain};
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
+/// Bytes of a request's header.
+const HEADER: u64 = 16;
 
-/// Data are moved in pieces of this size at most, whatever the guest asks for.
-const BOUNCE: usize = 1 << 20;
-
-/// Carries requests out, one at a time.
+/// Carries requests out; used by several threads at once.
 pub struct Executor {
-    backend: Arc<dyn BlockBackend>,
+    disk: Arc<Disk>,
     id: [u8; 20],
-    bounce: Vec<u8>,
+    block: u64,
 }
 
-/// A request that was carried out.
-struct Done {
-    status: u8,
-    /// Bytes written to the guest, without the status.
-    written: u64,
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Its status is written; so many bytes were written to the guest.
+    Done(u32),
+    /// To be done again when the machine goes on; nothing was written to the guest that matters.
+    Held,
 }
+
+/// A request that was carried out: status, and bytes written to the guest without it.
+struct Done(u8, u64);
 
 impl Executor {
-    /// Over `backend`, with a serial number.
-    pub fn new(backend: Arc<dyn BlockBackend>, serial: &str) -> Self {
+    /// Over a disk.
+    pub fn new(disk: Arc<Disk>, config: &BlkConfig) -> Self {
         let mut id = [0; 20];
-        let n = serial.len().min(id.len());
-        id[..n].copy_from_slice(&serial.as_bytes()[..n]);
-        Executor { backend, id, bounce: Vec::new() }
+        let n = config.serial.len().min(id.len());
+        id[..n].copy_from_slice(&config.serial.as_bytes()[..n]);
+        Executor { disk, id, block: config.logical_block.into() }
     }
 
-    /// Does all of a request; returns how many bytes were written to the guest.
-    pub fn serve(&mut self, memory: &Memory, chain: &Chain) -> Result<u32, Broken> {
-        let done = match parse(memory, chain, self.backend.len() / 512 * 512) {
-            Ok(request) => self.execute(memory, chain, &request),
+    /// Whether the queue's own thread may do it.
+    pub fn is_quick(&self, memory: &Memory, chain: &Chain) -> bool {
+        is_transfer(memory, chain)
+    }
+
+    /// Does all of a request.
+    pub fn serve(
+        &self,
+        memory: &Memory,
+        chain: &Chain,
+        scratch: &mut Scratch,
+    ) -> std::result::Result<Served, Broken> {
+        let len = self.disk.len() / self.block * self.block;
+        let done = match parse(memory, chain, len, self.block) {
+            Ok(request) => self.execute(memory, chain, &request, scratch),
             Err(Malformed::NoStatus) => {
                 return Err(Broken("a block request has no room for its status".into()));
             }
-            Err(Malformed::Error) => Done { status: IO_ERROR, written: 0 },
-            Err(Malformed::Unsupported) => Done { status: UNSUPPORTED, written: 0 },
+            Err(Malformed::Error) => Some(Done(IO_ERROR, 0)),
+            Err(Malformed::Unsupported) => Some(Done(UNSUPPORTED, 0)),
         };
+        let Some(Done(status, written)) = done else { return Ok(Served::Held) };
         let at = chain.writable_len() - 1;
-        chain.write(memory, at, &[done.status]).map_err(|_| {
+        chain.write(memory, at, &[status]).map_err(|_| {
             Broken("the status of a block request lies outside guest memory".into())
         })?;
         // Drivers expect the status to be covered whenever data were written in full.
-        Ok(low32((done.written + 1).min(u64::from(u32::MAX))))
+        Ok(Served::Done(low32((written + 1).min(u64::from(u32::MAX)))))
     }
 
-    fn execute(&mut self, memory: &Memory, chain: &Chain, request: &Request) -> Done {
-        let simple = |ok: bool| Done { status: if ok { OK } else { IO_ERROR }, written: 0 };
+    /// `None`: held.
+    fn execute(
+        &self,
+        memory: &Memory,
+        chain: &Chain,
+        request: &Request,
+        scratch: &mut Scratch,
+    ) -> Option<Done> {
+        let read_only = self.disk.read_only();
+        let answer = |outcome: Outcome, written: u64| match outcome {
+            Outcome::Done => Some(Done(OK, written)),
+            Outcome::Failed => Some(Done(IO_ERROR, 0)),
+            Outcome::Hold => None,
+        };
         match request {
             Request::Read { at, len } => {
-                let ok = self.read(memory, chain, *at, *len);
-                Done { status: if ok { OK } else { IO_ERROR }, written: if ok { *len } else { 0 } }
+                let Some(to) = GuestPieces::gather(memory, chain.writable_pieces(0, *len)) else {
+                    return Some(Done(IO_ERROR, 0));
+                };
+                let outcome = self.disk.run(Op::Read, *at, *len, |b| {
+                    read(b, memory, chain, (*at, *len), &to, scratch)
+                });
+                answer(outcome, *len)
             }
-            Request::Write { .. } | Request::WriteZeroes(_) | Request::Discard(_)
-                if self.backend.read_only() =>
-            {
-                simple(false)
+            Request::Write { .. } | Request::WriteZeroes(_) | Request::Discard(_) if read_only => {
+                Some(Done(IO_ERROR, 0))
             }
-            Request::Write { at, len } => simple(self.write(memory, chain, *at, *len)),
-            Request::Flush => simple(self.backend.flush().is_ok()),
+            Request::Write { at, len } => {
+                let Some(from) = GuestPieces::gather(memory, chain.readable_pieces(HEADER, *len))
+                else {
+                    return Some(Done(IO_ERROR, 0));
+                };
+                let outcome = self.disk.run(Op::Write, *at, *len, |b| {
+                    write(b, memory, chain, (*at, *len), &from, scratch)
+                });
+                answer(outcome, 0)
+            }
+            Request::Flush => answer(self.disk.run(Op::Flush, 0, 0, |b| b.flush()), 0),
             Request::GetId { len } => {
                 let n = index(*len);
-                let ok = chain.write(memory, 0, &self.id[..n]).is_ok();
-                Done { status: if ok { OK } else { IO_ERROR }, written: if ok { *len } else { 0 } }
+                match chain.write(memory, 0, &self.id[..n]) {
+                    Ok(()) => Some(Done(OK, *len)),
+                    Err(_) => Some(Done(IO_ERROR, 0)),
+                }
             }
-            Request::Discard(all) => {
-                simple(all.iter().all(|s| self.backend.discard(s.at, s.len).is_ok()))
-            }
-            Request::WriteZeroes(all) => simple(all.iter().all(|s| {
+            Request::Discard(all) => self.segments(all, |b, s| b.discard(s.at, s.len)),
+            Request::WriteZeroes(all) => self.segments(all, |b, s| {
                 let unmap = if s.unmap { Unmap::Allowed } else { Unmap::Keep };
-                self.backend.write_zeroes(s.at, s.len, unmap).is_ok()
-            })),
-            Request::Unknown(_) => Done { status: UNSUPPORTED, written: 0 },
+                b.write_zeroes(s.at, s.len, unmap)
+            }),
+            Request::Unknown(_) => Some(Done(UNSUPPORTED, 0)),
         }
     }
 
-    fn buffer(&mut self, len: u64) -> usize {
-        let n = index(len).min(BOUNCE);
-        if self.bounce.len() < n {
-            self.bounce.resize(n, 0);
-        }
-        n
-    }
-
-    fn read(&mut self, memory: &Memory, chain: &Chain, at: u64, len: u64) -> bool {
-        let mut done = 0;
-        while done < len {
-            let n = self.buffer(len - done);
-            let buf = &mut self.bounce[..n];
-            if self.backend.read(at + done, buf).is_err() || chain.write(memory, done, buf).is_err()
-            {
-                return false;
+    fn segments(
+        &self,
+        all: &[Segment],
+        work: impl Fn(&dyn BlockBackend, &Segment) -> Result<()>,
+    ) -> Option<Done> {
+        for s in all {
+            match self.disk.run(Op::Unmap, s.at, s.len, |b| work(b, s)) {
+                Outcome::Done => {}
+                Outcome::Failed => return Some(Done(IO_ERROR, 0)),
+                // All of it is done again: making zeroes twice does no harm.
+                Outcome::Hold => return None,
             }
-            done += len_u64(n);
         }
-        true
+        Some(Done(OK, 0))
     }
+}
 
-    fn write(&mut self, memory: &Memory, chain: &Chain, at: u64, len: u64) -> bool {
-        let mut done = 0;
-        while done < len {
-            let n = self.buffer(len - done);
-            let buf = &mut self.bounce[..n];
-            // Data begin behind the header.
-            if chain.read(memory, 16 + done, buf).is_err()
-                || self.backend.write(at + done, buf).is_err()
-            {
-                return false;
-            }
-            done += len_u64(n);
-        }
-        true
+/// A range of the disk: first byte and length.
+type Range = (u64, u64);
+
+fn bad_buffer() -> crate::Error {
+    crate::Error::errno(libc::EFAULT)
+}
+
+fn read(
+    backend: &dyn BlockBackend,
+    memory: &Memory,
+    chain: &Chain,
+    (at, len): Range,
+    to: &GuestPieces<'_>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    if len == 0 || backend.read_direct(at, to)? == Direct::Done {
+        return Ok(());
     }
+    let mut done = 0;
+    while done < len {
+        let buf = scratch.buffer(index(len - done));
+        backend.read(at + done, buf)?;
+        chain.write(memory, done, buf).map_err(|_| bad_buffer())?;
+        done += len_u64(buf.len());
+    }
+    Ok(())
+}
+
+fn write(
+    backend: &dyn BlockBackend,
+    memory: &Memory,
+    chain: &Chain,
+    (at, len): Range,
+    from: &GuestPieces<'_>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    if len == 0 || backend.write_direct(at, from)? == Direct::Done {
+        return Ok(());
+    }
+    let mut done = 0;
+    while done < len {
+        let buf = scratch.buffer(index(len - done));
+        // Data begin behind the header.
+        chain.read(memory, HEADER + done, buf).map_err(|_| bad_buffer())?;
+        backend.write(at + done, buf)?;
+        done += len_u64(buf.len());
+    }
+    Ok(())
 }

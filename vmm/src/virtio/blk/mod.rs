@@ -1,37 +1,56 @@
 //! virtio-blk (section 5.2).
 //!
 //! * [`request`]: takes a request apart; needs no disk.
-//! * `execute`: carries it out on a [`crate::block::BlockBackend`].
+//! * `execute`: carries it out on a [`crate::block::Disk`].
+//! * `queue`: who carries it out: the queue's thread, or one of the disk's pool.
 //!
-//! One thread a queue carries requests out one after the other, with one bounce buffer of a fixed size.
-//! A flush covers everything completed before it, as each call of the back end is complete when it
-//! returns.
+//! Requests are carried out in any order, as the specification allows. A flush covers everything
+//! completed before it, as each call of the back end is complete when it returns.
 
 mod execute;
+mod queue;
 pub mod request;
 
 use std::sync::Arc;
 
-use super::{Activation, ActiveQueue, Broken, Kind, VirtioDevice, Work};
+use super::{Activation, Kind, Settle, VirtioDevice, Work};
 use crate::Result;
-use crate::block::BlockBackend;
-use crate::mem::Memory;
+use crate::block::config::WriteCache;
+use crate::block::pool::Pool;
+use crate::block::{BlockBackend, Disk};
 use crate::num::{put_le, read_within};
 use execute::Executor;
+use queue::BlkQueue;
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
+const F_TOPOLOGY: u64 = 1 << 10;
+const F_CONFIG_WCE: u64 = 1 << 11;
 const F_MQ: u64 = 1 << 12;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// Where the write cache's switch is in the configuration.
+const WRITEBACK: u64 = 32;
 
 /// Segments of a discard or write zeroes request.
 pub const MAX_SEGMENTS: u64 = 32;
 /// Sectors in one of them: 2 GiB.
 pub const MAX_SEGMENT_SECTORS: u64 = 1 << 22;
-const QUEUE_SIZE: u16 = 256;
+/// Size of a queue unless the user wants another.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// Whether a kind of request is offered to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offer {
+    /// It is.
+    #[default]
+    Yes,
+    /// It is not.
+    No,
+}
 
 /// How a disk is shown to the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,22 +59,57 @@ pub struct BlkConfig {
     pub id: String,
     /// Serial number, at most 20 bytes are shown.
     pub serial: String,
-    /// Queues.
+    /// Queues, at least 1.
     pub queues: u16,
-    /// Whether discard requests reach the image.
-    pub discard: bool,
+    /// Requests of a queue, a power of two.
+    pub queue_size: u16,
+    /// Discard requests.
+    pub discard: Offer,
+    /// Write zeroes requests.
+    pub write_zeroes: Offer,
+    /// Turning the write cache on and off.
+    pub config_wce: Offer,
+    /// Bytes of a logical block: 512 to 32768, a power of two.
+    pub logical_block: u32,
+    /// Bytes of a physical block, at least a logical one.
+    pub physical_block: u32,
+}
+
+impl Default for BlkConfig {
+    fn default() -> Self {
+        BlkConfig {
+            id: String::new(),
+            serial: String::new(),
+            queues: 1,
+            queue_size: QUEUE_SIZE,
+            discard: Offer::No,
+            write_zeroes: Offer::Yes,
+            config_wce: Offer::Yes,
+            logical_block: 512,
+            physical_block: 512,
+        }
+    }
 }
 
 /// A disk.
 pub struct Blk {
     config: BlkConfig,
-    backend: Arc<dyn BlockBackend>,
+    disk: Arc<Disk>,
+    pool: Arc<Pool>,
 }
 
 impl Blk {
-    /// A disk over `backend`.
+    /// A disk over a bare back end.
     pub fn new(config: BlkConfig, backend: Arc<dyn BlockBackend>) -> Self {
-        Blk { config, backend }
+        let behaviour =
+            crate::block::disk::Behaviour { name: config.id.clone(), ..Default::default() };
+        Blk::over(config, Arc::new(Disk::new(backend, behaviour)))
+    }
+
+    /// A disk over a back end with its limits and policies.
+    pub fn over(config: BlkConfig, disk: Arc<Disk>) -> Self {
+        let pool = Arc::new(Pool::new(&config.id));
+        Blk { config, disk, pool }
     }
 }
 
@@ -65,14 +119,16 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut f = F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
-        if self.backend.read_only() {
+        let mut f = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | F_FLUSH;
+        if self.disk.read_only() {
             f |= F_RO;
         } else {
-            f |= F_WRITE_ZEROES;
-            if self.config.discard {
-                f |= F_DISCARD;
-            }
+            let offers = [
+                (self.config.write_zeroes, F_WRITE_ZEROES),
+                (self.config.discard, F_DISCARD),
+                (self.config.config_wce, F_CONFIG_WCE),
+            ];
+            f |= offers.iter().filter(|o| o.0 == Offer::Yes).map(|o| o.1).sum::<u64>();
         }
         if self.config.queues > 1 {
             f |= F_MQ;
@@ -81,71 +137,74 @@ impl VirtioDevice for Blk {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE; usize::from(self.config.queues.max(1))]
+        vec![self.config.queue_size; usize::from(self.config.queues.max(1))]
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut c = [0; 60];
-        put_le(&mut c[0..8], self.backend.len() / 512);
+        let logical = u64::from(self.config.logical_block);
+        put_le(&mut c[0..8], self.disk.len() / logical * logical / 512);
         // Data segments of one request: the queue's size less header and status.
-        put_le(&mut c[12..16], u64::from(QUEUE_SIZE) - 2);
-        put_le(&mut c[20..24], 512);
+        put_le(&mut c[12..16], u64::from(self.config.queue_size) - 2);
+        put_le(&mut c[20..24], logical);
+        let ratio = self.config.physical_block / self.config.logical_block;
+        put_le(&mut c[24..25], ratio.max(1).ilog2().into());
+        c[32] = u8::from(self.disk.write_cache() == WriteCache::Writeback);
         put_le(&mut c[34..36], self.config.queues.max(1).into());
         for (sectors, segments) in [(36, 40), (48, 52)] {
             put_le(&mut c[sectors..sectors + 4], MAX_SEGMENT_SECTORS);
             put_le(&mut c[segments..segments + 4], MAX_SEGMENTS);
         }
-        // Discards of single sectors are possible, though formats ignore parts of their units.
-        put_le(&mut c[44..48], 1);
+        // Discards of single blocks are possible, though formats ignore parts of their units.
+        put_le(&mut c[44..48], logical / 512);
         c[56] = 1;
         read_within(&c, offset, data);
     }
 
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let allowed = self.features() & F_CONFIG_WCE != 0;
+        if let (WRITEBACK, [value], true) = (offset, data, allowed) {
+            let cache =
+                if value & 1 == 1 { WriteCache::Writeback } else { WriteCache::Writethrough };
+            self.disk.set_write_cache(cache);
+            if cache == WriteCache::Writethrough {
+                // What is in the cache now must be durable too. When this fails, later writes do too.
+                let _ = self.disk.flush();
+            }
+        }
+    }
+
     fn activate(&self, activation: Activation) -> Result<Vec<Box<dyn Work>>> {
+        // Section 5.2.5.2: a driver that can neither flush nor ask whether it must.
+        if activation.features & (F_FLUSH | F_CONFIG_WCE) == 0 {
+            self.disk.set_write_cache(WriteCache::Writethrough);
+        }
+        let executor = Arc::new(Executor::new(self.disk.clone(), &self.config));
         let mut all: Vec<Box<dyn Work>> = Vec::new();
         for (i, queue) in activation.queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
-            let executor = Executor::new(self.backend.clone(), &self.config.serial);
-            all.push(Box::new(BlkQueue {
-                name: format!("{}/q{i}", self.config.id),
-                queue,
-                executor,
-                memory: activation.memory.clone(),
-            }));
+            let name = format!("{}/q{i}", self.config.id);
+            let memory = activation.memory.clone();
+            let work = BlkQueue::new(name, queue, memory, executor.clone(), self.pool.clone())?;
+            all.push(Box::new(work));
         }
         Ok(all)
     }
 
+    fn reset(&self) {
+        self.disk.set_write_cache(self.disk.initial_write_cache());
+    }
+
+    fn settle(&self, settle: Settle) {
+        self.disk.hurry(settle == Settle::Begin);
+    }
+
     fn flush(&self) -> Result<()> {
-        self.backend.flush()
+        self.disk.flush()
     }
 
     fn shut_down(&self) -> Result<()> {
-        self.backend.flush()?;
-        self.backend.close()
-    }
-}
-
-struct BlkQueue {
-    name: String,
-    queue: ActiveQueue,
-    executor: Executor,
-    memory: Arc<Memory>,
-}
-
-impl Work for BlkQueue {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    fn sources(&self) -> Vec<i32> {
-        vec![self.queue.doorbell()]
-    }
-
-    fn ready(&mut self, _source: usize) -> std::result::Result<(), Broken> {
-        self.queue.answer();
-        let (memory, executor) = (&self.memory, &mut self.executor);
-        self.queue.drain(memory, |chain| executor.serve(memory, chain))
+        self.disk.close()
     }
 }
 

@@ -66,8 +66,20 @@ pub enum Malformed {
     Unsupported,
 }
 
-/// Takes a request apart. Ranges are checked against the disk of `disk_len` bytes.
-pub fn parse(memory: &Memory, chain: &Chain, disk_len: u64) -> Result<Request, Malformed> {
+/// Whether a request only moves data.
+pub fn is_transfer(memory: &Memory, chain: &Chain) -> bool {
+    let mut kind = [0; 4];
+    chain.read(memory, 0, &mut kind).is_ok() && u32::from_le_bytes(kind) <= 1
+}
+
+/// Takes a request apart. Ranges are checked against the disk of `disk_len` bytes, and are to be whole
+/// blocks of `block` bytes.
+pub fn parse(
+    memory: &Memory,
+    chain: &Chain,
+    disk_len: u64,
+    block: u64,
+) -> Result<Request, Malformed> {
     let room = chain.writable_len().checked_sub(1).ok_or(Malformed::NoStatus)?;
     let mut header = [0; 16];
     chain.read(memory, 0, &mut header).map_err(|_| Malformed::Error)?;
@@ -77,7 +89,7 @@ pub fn parse(memory: &Memory, chain: &Chain, disk_len: u64) -> Result<Request, M
     let range = |len: u64| {
         let at = sector.checked_mul(SECTOR).ok_or(Malformed::Error)?;
         let end = at.checked_add(len).ok_or(Malformed::Error)?;
-        if !len.is_multiple_of(SECTOR) || end > disk_len {
+        if !at.is_multiple_of(block) || !len.is_multiple_of(block) || end > disk_len {
             Err(Malformed::Error)
         } else {
             Ok((at, len))
@@ -88,18 +100,18 @@ pub fn parse(memory: &Memory, chain: &Chain, disk_len: u64) -> Result<Request, M
         1 => range(payload).map(|(at, len)| Request::Write { at, len }),
         4 => Ok(Request::Flush),
         8 => Ok(Request::GetId { len: room.min(ID_LEN) }),
-        11 => segments(memory, chain, payload, disk_len, 0).map(Request::Discard),
-        13 => segments(memory, chain, payload, disk_len, 1).map(Request::WriteZeroes),
+        11 => segments(memory, chain, payload, (disk_len, block), 0).map(Request::Discard),
+        13 => segments(memory, chain, payload, (disk_len, block), 1).map(Request::WriteZeroes),
         other => Ok(Request::Unknown(other)),
     }
 }
 
-/// `flags` are those allowed.
+/// `flags` are those allowed; the disk is its length and its block.
 fn segments(
     memory: &Memory,
     chain: &Chain,
     payload: u64,
-    disk_len: u64,
+    (disk_len, block): (u64, u64),
     flags: u64,
 ) -> Result<Vec<Segment>, Malformed> {
     if payload == 0 || !payload.is_multiple_of(SEGMENT) || payload / SEGMENT > MAX_SEGMENTS {
@@ -117,6 +129,8 @@ fn segments(
             let at = sector.checked_mul(SECTOR).ok_or(Malformed::Error)?;
             let len = count * SECTOR;
             let fits = count <= super::MAX_SEGMENT_SECTORS
+                && at.is_multiple_of(block)
+                && len.is_multiple_of(block)
                 && at.checked_add(len).is_some_and(|end| end <= disk_len);
             if fits {
                 Ok(Segment { at, len, unmap: given & 1 != 0 })

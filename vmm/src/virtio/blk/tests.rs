@@ -57,7 +57,13 @@ impl BlockBackend for Ram {
 fn disk(read_only: bool) -> (Driver, Arc<Ram>) {
     let ram = Ram { bytes: Mutex::new(vec![0; 1 << 20]), read_only, ..Ram::default() };
     let ram = Arc::new(ram);
-    let config = BlkConfig { id: "d0".into(), serial: "SERIAL-7".into(), queues: 2, discard: true };
+    let config = BlkConfig {
+        id: "d0".into(),
+        serial: "SERIAL-7".into(),
+        queues: 2,
+        discard: Offer::Yes,
+        ..BlkConfig::default()
+    };
     (Driver::new(Arc::new(Blk::new(config, ram.clone())), 0), ram)
 }
 
@@ -214,4 +220,153 @@ fn an_indirect_request_is_served() {
     d.offer(0, 0);
     d.wait(0);
     assert_eq!(&d.bytes(DATA + 0x2000, 8), b"SERIAL-7");
+}
+
+#[test]
+fn a_write_cache_that_is_off_flushes_each_write() {
+    let (mut d, ram) = disk(false);
+    assert_eq!(d.config(32, 1), 1);
+    send(&mut d, 1, 0, &[1; 512]);
+    assert!(ram.log.lock().unwrap().is_empty());
+    d.set(crate::virtio::pci::DEVICE + 32, 1, 0);
+    assert_eq!((d.config(32, 1), ram.log.lock().unwrap().len()), (0, 1));
+    send(&mut d, 1, 0, &[1; 512]);
+    assert_eq!(*ram.log.lock().unwrap(), ["flush", "flush"]);
+    // A driver that knows neither flushes nor the switch gets durable writes.
+    let ram = Arc::new(Ram { bytes: Mutex::new(vec![0; 1 << 20]), ..Ram::default() });
+    let blk = Blk::new(BlkConfig { id: "d0".into(), ..BlkConfig::default() }, ram.clone());
+    let mut d = Driver::new(Arc::new(blk), F_FLUSH | F_CONFIG_WCE);
+    send(&mut d, 1, 0, &[1; 512]);
+    assert_eq!(*ram.log.lock().unwrap(), ["flush"]);
+}
+
+#[test]
+fn blocks_of_4096_bytes() {
+    let ram = Arc::new(Ram { bytes: Mutex::new(vec![0; (1 << 20) + 512]), ..Ram::default() });
+    let config = BlkConfig {
+        id: "d0".into(),
+        logical_block: 4096,
+        physical_block: 16_384,
+        queue_size: 64,
+        ..BlkConfig::default()
+    };
+    let mut d = Driver::new(Arc::new(Blk::new(config, ram)), 0);
+    assert_eq!(
+        (d.config(0, 8), d.config(20, 4), d.config(24, 1), d.config(12, 4)),
+        (2048, 4096, 2, 62)
+    );
+    assert_eq!(send(&mut d, 1, 8, &[1; 4096]), 0);
+    assert_eq!(send(&mut d, 1, 1, &[1; 4096]), 1);
+    assert_eq!(send(&mut d, 1, 0, &[1; 512]), 1);
+    assert_eq!(send(&mut d, 1, 2048, &[1; 4096]), 1, "beyond the end");
+}
+
+#[test]
+fn many_requests_at_once_all_come_back() {
+    let (mut d, ram) = disk(false);
+    for round in 0..20u8 {
+        let mut places = Vec::new();
+        for n in 0..4u8 {
+            let h = header(1, u64::from(round) * 8 + u64::from(n));
+            let fill = [round ^ n; 512];
+            places.push(d.add(0, &[Buffer::Read(&h), Buffer::Read(&fill), Buffer::Write(1)])[2]);
+            let h = header(4, 0);
+            d.add(1, &[Buffer::Read(&h), Buffer::Write(1)]);
+        }
+        for _ in 0..4 {
+            d.wait(0);
+            d.wait(1);
+        }
+        for (n, status) in places.into_iter().enumerate() {
+            assert_eq!(d.bytes(status, 1), [0]);
+            let at = (usize::from(round) * 8 + n) * 512;
+            let fill = round ^ u8::try_from(n).unwrap();
+            assert_eq!(ram.bytes.lock().unwrap()[at..at + 512], [fill; 512]);
+        }
+    }
+    assert_eq!(ram.log.lock().unwrap().len(), 80);
+}
+
+#[test]
+fn a_held_request_is_done_when_the_machine_goes_on() {
+    use crate::block::config::OnError;
+    use crate::block::disk::{Behaviour, ErrorAction};
+    struct Fails(std::sync::atomic::AtomicBool);
+    impl BlockBackend for Fails {
+        fn len(&self) -> u64 {
+            1 << 20
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+        fn read(&self, _: u64, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn write(&self, _: u64, _: &[u8]) -> Result<()> {
+            let fails = self.0.load(std::sync::atomic::Ordering::SeqCst);
+            if fails { Err(Error::errno(libc::ENOSPC)) } else { Ok(()) }
+        }
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> Result<()> {
+            Ok(())
+        }
+        fn write_zeroes(&self, _: u64, _: u64, _: Unmap) -> Result<()> {
+            Ok(())
+        }
+        fn close(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+    let backend = Arc::new(Fails(true.into()));
+    let behaviour = Behaviour { write_error: OnError::StopWhenFull, ..Behaviour::default() };
+    let disk = Arc::new(Disk::new(backend.clone(), behaviour));
+    let (told, errors) = std::sync::mpsc::channel();
+    disk.on_error(Box::new(move |e| {
+        let _ = told.send(e.action);
+    }));
+    let config = BlkConfig { id: "d0".into(), ..BlkConfig::default() };
+    let mut d = Driver::new(Arc::new(Blk::over(config, disk.clone())), 0);
+    let h = header(1, 0);
+    let at = d.add(0, &[Buffer::Read(&h), Buffer::Read(&[1; 512]), Buffer::Write(1)]);
+    assert_eq!(errors.recv().unwrap(), ErrorAction::Stop);
+    d.pci.pause().unwrap();
+    d.memory.write_slice(&[7], GuestAddress(at[2])).unwrap();
+    backend.0.store(false, std::sync::atomic::Ordering::SeqCst);
+    d.pci.resume().unwrap();
+    d.wait(0);
+    assert_eq!(d.bytes(at[2], 1), [0]);
+    assert_eq!((disk.stats().write.failed, disk.stats().write.operations), (1, 1));
+}
+
+#[test]
+fn an_image_is_read_and_written_without_a_buffer_and_with_one() {
+    use imgcore::graph::open::{OpenOptions, OpenRequest, open};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    std::fs::write(&path, vec![5u8; 1 << 20]).unwrap();
+    let request = OpenRequest::file(path.to_string_lossy()).with_driver(Some("raw"));
+    let raw = open(&request, &OpenOptions::default()).unwrap();
+    let node = imgcore::graph::temporary::overlay(dir.path(), raw).unwrap();
+    let config = BlkConfig { id: "d0".into(), discard: Offer::Yes, ..BlkConfig::default() };
+    let mut d = Driver::new(Arc::new(Blk::new(config, Arc::new(node))), 0);
+    for round in 0..3u8 {
+        assert_eq!(send(&mut d, 1, 100, &[round; 1024]), 0, "first allocates, then in place");
+        let h = header(0, 99);
+        let at = d.add(0, &[Buffer::Read(&h), Buffer::Write(700), Buffer::Write(1348 + 1)]);
+        assert_eq!(d.wait(0).1, 2049);
+        let got = [d.bytes(at[1], 700), d.bytes(at[2], 1348)].concat();
+        assert_eq!(got[..512], [5; 512]);
+        assert_eq!(got[512..1536], [round; 1024]);
+        assert_eq!(got[1536..], [5; 512]);
+    }
+    // Data outside guest memory.
+    d.memory.write_slice(&header(1, 0), GuestAddress(DATA)).unwrap();
+    d.descriptor(0, 0, DATA, 16, 1, 1);
+    d.descriptor(0, 1, (8 << 20) - 256, 512, 1, 2);
+    d.descriptor(0, 2, DATA + 64, 1, 2, 0);
+    d.offer(0, 0);
+    d.wait(0);
+    assert_eq!(d.bytes(DATA + 64, 1), [1]);
 }

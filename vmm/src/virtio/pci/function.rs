@@ -22,8 +22,8 @@ use crate::num::{len_u64, low16, put_le};
 use crate::pci::msix::{self, Msix};
 use crate::pci::{BarKind, ConfigSpace, Function, Identity, Placed};
 use crate::virtio::registers::{Registers, status};
-use crate::virtio::worker::{Work, Worker};
-use crate::virtio::{Activation, ActiveQueue, VirtioDevice, feature};
+use crate::virtio::worker::{Heard, Work, Worker};
+use crate::virtio::{Activation, ActiveQueue, Settle, VirtioDevice, feature};
 use crate::{Error, Result};
 
 /// Lets KVM ring doorbells by itself.
@@ -198,11 +198,14 @@ impl VirtioPci {
     fn start(&self, work: Box<dyn Work>) -> Result<Worker> {
         let me = self.me.clone();
         Worker::start(work, move |_broken| {
-            if let Some(me) = me.upgrade() {
-                // Somebody who holds the lock may be waiting for this thread to end.
-                if let Ok(inner) = me.inner.try_lock() {
+            let Some(me) = me.upgrade() else { return Heard::Yes };
+            // Somebody who holds the lock may be waiting for this thread to end.
+            match me.inner.try_lock() {
+                Ok(inner) => {
                     me.needs_reset(inner);
+                    Heard::Yes
                 }
+                Err(_) => Heard::No,
             }
         })
     }
@@ -210,9 +213,11 @@ impl VirtioPci {
     /// Ends all work and forgets what the driver has set up.
     fn stop(&self, inner: &mut Inner) {
         self.detach_bells(inner);
+        self.device.settle(Settle::Begin);
         for worker in std::mem::take(&mut inner.running) {
             drop(worker.stop());
         }
+        self.device.settle(Settle::End);
         inner.paused.clear();
         inner.registers.reset();
         self.interrupts.take_status();
@@ -322,9 +327,11 @@ fn capability(kind: u8, offset: u64, len: u64, stride: Option<u64>) -> Vec<u8> {
 impl Lifecycle for VirtioPci {
     fn pause(&self) -> Result<()> {
         let mut inner = self.lock();
+        self.device.settle(Settle::Begin);
         for worker in std::mem::take(&mut inner.running) {
             inner.paused.extend(worker.stop());
         }
+        self.device.settle(Settle::End);
         Ok(())
     }
 

@@ -1,0 +1,289 @@
+//! An image as a back end.
+//!
+//! # Guessed raw images
+//!
+//! When the user named no format and none was recognised, the image is raw. A guest that then wrote the
+//! header of another format into its first bytes would choose, at the next start, which files of the
+//! host are opened as backing files. So writes that would make the beginning of such a disk look like
+//! another format are refused with an error; all others pass. Naming `format=raw` lifts the restriction.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use imgcore::format::{PROBE_LEN, Unwatched, probe};
+use imgcore::graph::Node;
+use imgcore::graph::open::{OpenOptions, OpenRequest, open};
+use imgcore::ops::commit::copy_down;
+
+use super::vector::GuestPieces;
+use super::{BlockBackend, Direct, Unmap};
+use crate::num::{index, len_u64};
+use crate::{Error, Result};
+
+/// How surely the format is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// The user named it, or the image has a header.
+    Known,
+    /// It looks like nothing: taken for raw.
+    GuessedRaw,
+}
+
+/// How the file below the top of a chain is opened again.
+#[derive(Clone, Debug)]
+pub struct Reopen {
+    /// Which one.
+    pub request: OpenRequest,
+    /// How, for reading.
+    pub options: OpenOptions,
+}
+
+/// What people may want to know of an image in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageDescription {
+    /// The name by which the user called it.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: String,
+    /// Bytes of the guest's disk.
+    pub virtual_size: u64,
+    /// Bytes of disk used by the image's own file, where that is known.
+    pub allocated: Option<u64>,
+    /// The images below, top first: name and format.
+    pub below: Vec<(String, String)>,
+    /// Whether writing is refused.
+    pub read_only: bool,
+    /// Whether writes go to a temporary overlay.
+    pub temporary: bool,
+}
+
+/// An opened image.
+#[derive(Debug)]
+pub struct ImageBackend {
+    /// `None` only after a commit that could not put the chain together again.
+    chain: RwLock<Option<Arc<Node>>>,
+    len: u64,
+    read_only: bool,
+    certainty: Certainty,
+    temporary: bool,
+    below: Option<Reopen>,
+    /// Held while the first bytes of a guessed image are looked at and written.
+    head: Mutex<()>,
+}
+
+impl ImageBackend {
+    /// Over an opened chain. `below` tells how to open the file below its top again, for `commit`.
+    pub fn new(
+        node: Arc<Node>,
+        certainty: Certainty,
+        temporary: bool,
+        below: Option<Reopen>,
+    ) -> Self {
+        ImageBackend {
+            len: node.virtual_size(),
+            read_only: !node.writable(),
+            chain: RwLock::new(Some(node)),
+            certainty,
+            temporary,
+            below,
+            head: Mutex::new(()),
+        }
+    }
+
+    fn chain(&self) -> RwLockReadGuard<'_, Option<Arc<Node>>> {
+        self.chain.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Arc<Node>) -> Result<T>) -> Result<T> {
+        match &*self.chain() {
+            Some(node) => work(node),
+            None => Err(Error::errno(libc::EIO)
+                .context("the image could not be opened again after a commit")),
+        }
+    }
+
+    /// For `info block`.
+    ///
+    /// # Errors
+    /// After a commit that failed half-way.
+    pub fn describe(&self) -> Result<ImageDescription> {
+        self.with(|node| {
+            let chain = node.chain();
+            let skip = usize::from(self.temporary);
+            let own = chain.get(skip).copied().unwrap_or(node);
+            let name = |n: &Node| (n.name().to_owned(), n.image().format_name().to_owned());
+            let allocated =
+                own.image().storages().first().and_then(|s| s.allocated().ok().flatten());
+            Ok(ImageDescription {
+                file: own.name().into(),
+                format: own.image().format_name().to_owned(),
+                virtual_size: self.len,
+                allocated,
+                below: chain.iter().skip(skip + 1).map(|n| name(n)).collect(),
+                read_only: self.read_only,
+                temporary: self.temporary,
+            })
+        })
+    }
+
+    /// Writes what the top of the chain has into the file below it, and empties the top (`commit`).
+    /// Requests of the guest wait meanwhile.
+    ///
+    /// # Errors
+    /// When there is nothing below, or it cannot be opened for writing or written. The guest's disk has the
+    /// same bytes as before in any case.
+    pub fn commit(&self) -> Result<()> {
+        let Some(reopen) = &self.below else {
+            return Err(Error::invalid("the image has no backing file to commit into"));
+        };
+        let mut place = self.chain.write().unwrap_or_else(PoisonError::into_inner);
+        let node = place.take().ok_or_else(|| Error::errno(libc::EIO))?;
+        let top = match Arc::try_unwrap(node) {
+            Ok(top) => top,
+            Err(shared) => {
+                *place = Some(shared);
+                return Err(Error::errno(libc::EBUSY).context("the image is in use"));
+            }
+        };
+        let (top, below) = top.detach();
+        // Gives back the locks that keep writers away, ours included.
+        drop(below);
+        let result = self.commit_into(&top, reopen);
+        let below = open(&reopen.request, &reopen.options)
+            .map_err(|e| e.context("the backing file cannot be opened again after the commit"))?;
+        *place = Some(Arc::new(top.attach(Some(below))));
+        result
+    }
+
+    fn commit_into(&self, top: &Node, reopen: &Reopen) -> Result<()> {
+        let base =
+            open(&reopen.request, &reopen.options.clone().writable()).map_err(|e| {
+                match e.raw_errno() {
+                Some(libc::EACCES) => e.hint(
+                    "the sandbox keeps files below a disk's image from being written: start with \
+                     -sandbox off to commit into them",
+                ),
+                _ => e,
+            }
+            })?;
+        if self.certainty == Certainty::GuessedRaw {
+            let mut head = vec![0; PROBE_LEN.min(index(self.len))];
+            base.read(0, &mut head)?;
+            self.overlay_head(top, &mut head)?;
+            check_head(&head, base.name())?;
+        }
+        copy_down(top, &base, &Unwatched)?;
+        base.close()?;
+        match top.image().make_empty() {
+            // A format that cannot drop its mappings keeps them: they say the same as the file below.
+            Err(e) if e.raw_errno() == Some(libc::ENOTSUP) => Ok(()),
+            emptied => emptied,
+        }
+    }
+
+    /// What the head will be with the top's bytes in it.
+    fn overlay_head(&self, top: &Node, head: &mut [u8]) -> Result<()> {
+        let mut at = 0;
+        while at < len_u64(head.len()) {
+            let status = top.status(at, len_u64(head.len()) - at, None)?;
+            if status.present {
+                let end = index(at + status.len);
+                top.read(at, &mut head[index(at)..end])?;
+            }
+            at += status.len;
+        }
+        Ok(())
+    }
+
+    /// Whether a write to this place has to be looked at first.
+    fn guarded(&self, at: u64) -> bool {
+        self.certainty == Certainty::GuessedRaw && !self.temporary && at < len_u64(PROBE_LEN)
+    }
+
+    /// Writes into the first bytes of a guessed image.
+    fn write_head(
+        &self,
+        node: &Node,
+        at: u64,
+        change: &[u8],
+        write: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let _one_at_a_time = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut head = vec![0; PROBE_LEN.min(index(self.len))];
+        node.read(0, &mut head)?;
+        let from = index(at).min(head.len());
+        let to = from.saturating_add(change.len()).min(head.len());
+        head[from..to].copy_from_slice(&change[..to - from]);
+        check_head(&head, node.name())?;
+        write()
+    }
+}
+
+/// Refuses a beginning that looks like another format.
+fn check_head(head: &[u8], name: &str) -> Result<()> {
+    let format = probe(head, name).name();
+    if format == "raw" {
+        return Ok(());
+    }
+    Err(Error::errno(libc::EPERM)
+        .context(format!(
+            "the guest wants to write the header of a {format} image to a disk whose format was guessed"
+        ))
+        .at_path(name)
+        .hint("name the format to allow that: format=raw"))
+}
+
+impl BlockBackend for ImageBackend {
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.with(|node| Node::read(node, at, buf))
+    }
+    fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
+        self.with(|node| {
+            if self.guarded(at) {
+                return self.write_head(node, at, buf, || Node::write(node, at, buf));
+            }
+            Node::write(node, at, buf)
+        })
+    }
+    fn read_direct(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
+        self.with(|node| node.read_direct(at, to))
+    }
+    fn write_direct(&self, at: u64, from: &GuestPieces<'_>) -> Result<Direct> {
+        if self.guarded(at) {
+            return Ok(Direct::Impossible);
+        }
+        self.with(|node| node.write_direct(at, from))
+    }
+    fn flush(&self) -> Result<()> {
+        self.with(|node| Node::flush(node))
+    }
+    fn discard(&self, at: u64, len: u64) -> Result<()> {
+        self.with(|node| {
+            let write = || Node::discard(node, at, len);
+            if self.guarded(at) {
+                let zeroes = vec![0; PROBE_LEN.min(index(len))];
+                return self.write_head(node, at, &zeroes, write);
+            }
+            write()
+        })
+    }
+    fn write_zeroes(&self, at: u64, len: u64, unmap: Unmap) -> Result<()> {
+        self.with(|node| {
+            let write = || BlockBackend::write_zeroes(node, at, len, unmap);
+            if self.guarded(at) {
+                let zeroes = vec![0; PROBE_LEN.min(index(len))];
+                return self.write_head(node, at, &zeroes, write);
+            }
+            write()
+        })
+    }
+    fn close(&self) -> Result<()> {
+        self.with(|node| Node::close(node))
+    }
+}

@@ -1,0 +1,281 @@
+//! The system calls that each kind of thread may make.
+//!
+//! Filters are lists of what is allowed; everything else is refused ([`super::report`]). They stand on
+//! each other: a thread that a vCPU's thread starts has its filter too, so [`DEVICE`] is part of [`VCPU`],
+//! and that of [`MACHINE`].
+
+use std::collections::BTreeMap;
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+use crate::{Error, Result};
+
+/// What a thread is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The machine's own thread, its monitors and character devices: they also open files (as far as
+    /// Landlock lets them) and use sockets.
+    Machine,
+    /// Runs guest code, and carries out its accesses to devices.
+    Vcpu,
+    /// Serves queues of a device.
+    Device,
+}
+
+/// Moving data, waiting, memory, threads.
+const DEVICE: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_copy_file_range,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_fadvise64,
+    libc::SYS_ioctl,
+    libc::SYS_fcntl,
+    libc::SYS_dup,
+    libc::SYS_close,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_eventfd2,
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_time,
+    libc::SYS_getrandom,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_set_tid_address,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_restart_syscall,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_timerfd_gettime,
+    // Names of threads; narrowing further.
+    libc::SYS_prctl,
+    libc::SYS_seccomp,
+    libc::SYS_membarrier,
+    // What libraries ask before they choose the size of a pool.
+    libc::SYS_getcpu,
+    libc::SYS_sysinfo,
+    libc::SYS_prlimit64,
+];
+
+/// Besides: a device's output on sockets, where a vCPU runs.
+const VCPU: &[libc::c_long] = &[
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_pipe2,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_landlock_restrict_self,
+];
+
+/// Besides: files and sockets of monitors and character devices; waiting for scripts.
+const MACHINE: &[libc::c_long] = &[
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+    libc::SYS_flock,
+    libc::SYS_fstatfs,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockopt,
+    libc::SYS_epoll_create1,
+    libc::SYS_signalfd4,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_rt_sigpending,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_kill,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_uname,
+    libc::SYS_getrusage,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getppid,
+    libc::SYS_memfd_create,
+    libc::SYS_msync,
+    libc::SYS_mincore,
+    libc::SYS_dup2,
+    libc::SYS_dup3,
+    libc::SYS_select,
+    libc::SYS_pselect6,
+    libc::SYS_alarm,
+    libc::SYS_setitimer,
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_add_rule,
+];
+
+/// Refused to vCPUs and devices without a word: the C library looks at `/sys/devices/system/cpu/online` when
+/// a thread allocates memory for the first time, and goes on without it.
+const QUIET: &[libc::c_long] = &[libc::SYS_open, libc::SYS_openat];
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Machine, Kind::Vcpu, Kind::Device];
+
+    /// All calls that it may make.
+    fn calls(self) -> impl Iterator<Item = libc::c_long> {
+        let parts: &[&[libc::c_long]] = match self {
+            Kind::Device => &[DEVICE],
+            Kind::Vcpu => &[DEVICE, VCPU],
+            Kind::Machine => &[DEVICE, VCPU, MACHINE],
+        };
+        parts.iter().flat_map(|p| p.iter().copied())
+    }
+}
+
+/// The filters of one kind of thread; the kernel asks all of them, and the strictest answer counts.
+#[derive(Debug)]
+struct Entry {
+    kind: Kind,
+    programs: Vec<BpfProgram>,
+}
+
+/// Compiled filters.
+#[derive(Debug)]
+pub struct Filters(Vec<Entry>);
+
+fn program(
+    calls: impl Iterator<Item = libc::c_long>,
+    listed: SeccompAction,
+    others: SeccompAction,
+) -> Result<BpfProgram> {
+    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
+        calls.map(|call| (call, Vec::new())).collect();
+    SeccompFilter::new(rules, others, listed, TargetArch::x86_64)
+        .and_then(TryInto::<BpfProgram>::try_into)
+        .map_err(|e| Error::invalid(format!("seccomp: {e}")))
+}
+
+fn compile(kind: Kind) -> Result<Entry> {
+    let quiet = if kind == Kind::Machine { &[] } else { QUIET };
+    let allowed = kind.calls().chain(quiet.iter().copied());
+    let mut programs = vec![program(allowed, SeccompAction::Allow, SeccompAction::Trap)?];
+    if !quiet.is_empty() {
+        let no = SeccompAction::Errno(libc::EACCES.unsigned_abs());
+        programs.push(program(quiet.iter().copied(), no, SeccompAction::Allow)?);
+    }
+    Ok(Entry { kind, programs })
+}
+
+impl Filters {
+    /// For all kinds of threads.
+    pub fn new() -> Result<Self> {
+        Kind::ALL.into_iter().map(compile).collect::<Result<_>>().map(Filters)
+    }
+
+    /// For one kind.
+    pub fn of(kind: Kind) -> Result<Self> {
+        Ok(Filters(vec![compile(kind)?]))
+    }
+
+    /// Confines the calling thread.
+    ///
+    /// # Errors
+    /// When the kernel has no seccomp.
+    pub fn enter(&self, kind: Kind) -> Result<()> {
+        let found = self.0.iter().find(|f| f.kind == kind);
+        let entry = found.ok_or_else(|| Error::invalid("no filter for this thread"))?;
+        // The one that lets calls pass comes last: entering is a call too.
+        for program in entry.programs.iter().rev() {
+            apply_filter(program).map_err(|e| Error::invalid(format!("seccomp: {e}")))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_starts_programs_or_changes_rights() {
+        let forbidden = [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_ptrace,
+            libc::SYS_setuid,
+            libc::SYS_setresuid,
+            libc::SYS_mount,
+            libc::SYS_chroot,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_bpf,
+            libc::SYS_io_uring_setup,
+            libc::SYS_process_vm_writev,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_init_module,
+            libc::SYS_kexec_load,
+        ];
+        for kind in Kind::ALL {
+            assert!(kind.calls().all(|c| !forbidden.contains(&c)), "{kind:?}");
+            compile(kind).unwrap();
+        }
+        for opens in [libc::SYS_openat, libc::SYS_open, libc::SYS_socket, libc::SYS_unlink] {
+            assert!(Kind::Vcpu.calls().all(|c| c != opens));
+        }
+    }
+}

@@ -18,6 +18,9 @@ use suite::tools;
 /// The formats that are whole so far.
 const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "bochs", "cloop", "dmg"];
 
+/// Disks larger than this are not read through.
+const HUGE: u64 = 64 << 30;
+
 #[test]
 fn images_in_testdata_convert_to_their_known_content_and_back() {
     let corpus = Corpus::load(tools::workspace().join("testdata")).unwrap();
@@ -84,7 +87,14 @@ fn convert_all(corpus: &Corpus) {
         }
     };
     let programs = Programs { rimg: tools::rimg().unwrap(), judge };
-    let rows: Vec<&Row> = corpus.images(FORMATS).filter(|row| !row.is_hostile()).collect();
+    let (rows, huge): (Vec<&Row>, Vec<&Row>) = corpus
+        .images(FORMATS)
+        // A differencing VHDX is there to be refused by qemu-img only.
+        .filter(|row| !row.is_hostile() || row.path.contains("synth-diff"))
+        .partition(|row| row.virtual_size.is_none_or(|size| size <= HUGE));
+    for row in huge {
+        tools::skip(&row.path, "reading all of its bytes takes too long");
+    }
     each(&rows, |row, dir| round_trip(&programs, corpus, row, &dir));
 }
 

@@ -12,6 +12,9 @@ use crate::{Error, ErrorKind, Result};
 /// Most memory for sectors.
 const MAX_BYTES: usize = 128 << 20;
 
+/// Most ranges of zeroes: every read looks at all of them.
+const MAX_ZEROES: usize = 1 << 12;
+
 /// Changes on top of a file.
 #[derive(Debug)]
 pub(super) struct Overlay {
@@ -27,17 +30,21 @@ impl Overlay {
         let len = base.len()?;
         Ok(Overlay { base, sectors: BTreeMap::new(), zeroes: Vec::new(), len })
     }
+
+    fn too_long(&self) -> Error {
+        Error::new(
+            ErrorKind::TooLarge,
+            "the log of this image is too long to be replayed in memory",
+        )
+        .at_path(self.base.name())
+        .hint("'check -r all' replays it on disk")
+    }
 }
 
 impl Sink for Overlay {
     fn data(&mut self, offset: u64, sector: &Sector) -> Result<()> {
         if self.sectors.len() * sector.len() >= MAX_BYTES {
-            return Err(Error::new(
-                ErrorKind::TooLarge,
-                "the log of this image is too long to be replayed in memory",
-            )
-            .at_path(self.base.name())
-            .hint("'check -r all' replays it on disk"));
+            return Err(self.too_long());
         }
         self.sectors.insert(offset, Box::new(*sector));
         self.len = self.len.max(offset + LOG_SECTOR);
@@ -45,6 +52,9 @@ impl Sink for Overlay {
     }
 
     fn zero(&mut self, offset: u64, len: u64) -> Result<()> {
+        if self.zeroes.len() >= MAX_ZEROES {
+            return Err(self.too_long());
+        }
         let inside: Vec<u64> =
             self.sectors.range(offset..offset + len).map(|(&at, _)| at).collect();
         for at in inside {

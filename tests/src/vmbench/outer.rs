@@ -42,11 +42,11 @@ impl Drop for Machine {
 /// # Errors
 /// A sentence when a program cannot be started or ends early.
 pub fn run() -> Result<(), String> {
-    for who in ["rkvm", "qemu-microvm", "qemu-pc"] {
+    for who in ["rkvm", "qemu-pc", "qemu-microvm"] {
         twice(who, Job::Boot)?;
     }
-    for format in ["raw", "qcow2"] {
-        for who in ["rkvm", "qemu-pc", "qemu-pc+iothread"] {
+    for who in ["rkvm", "qemu-pc", "qemu-pc+iothread"] {
+        for format in ["raw", "qcow2"] {
             twice(who, Job::Disk(format))?;
         }
     }

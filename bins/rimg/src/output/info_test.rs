@@ -18,6 +18,7 @@ fn file(name: &str, len: u64, used: u64) -> ChildInfo {
 
 fn qcow2() -> InfoReport {
     InfoReport {
+        dirty_flag: Some(false),
         children: vec![file("sub/o3.qcow2", 197_120, 200_704)],
         backing_filename: Some("../o2.qcow2".into()),
         full_backing_filename: Some("sub/../o2.qcow2".into()),

@@ -33,6 +33,12 @@ impl Row {
         self.subformat.contains("(extra file of") || self.subformat.ends_with(" extent")
     }
 
+    /// Whether its content is that of another file in its folder with changes.
+    #[must_use]
+    pub fn has_parent(&self) -> bool {
+        self.subformat.contains("with parent")
+    }
+
     /// Whether it is there to be refused.
     #[must_use]
     pub fn is_hostile(&self) -> bool {
@@ -107,8 +113,10 @@ impl Corpus {
     pub fn unpack(&self, row: &Row, dir: &Path) -> Result<PathBuf, String> {
         let folder = row.path.rsplit_once('/').map_or("", |(folder, _)| folder);
         let own_folder = self.rows.iter().any(|r| r.is_part() && in_folder(&r.path, folder));
+        // A parent may be a row of its own: with a child of its folder comes everything.
         let mates = |r: &&Row| {
-            r.path == row.path || (own_folder && r.is_part() && in_folder(&r.path, folder))
+            let part = (own_folder && r.is_part()) || row.has_parent();
+            r.path == row.path || (part && in_folder(&r.path, folder))
         };
         for mate in self.rows.iter().filter(mates) {
             place(&self.root.join(&mate.path), &dir.join(mate.name()))?;

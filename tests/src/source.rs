@@ -41,7 +41,9 @@ pub fn sources(src: &Path) -> Result<Vec<Source>, String> {
 }
 
 fn is_test_name(name: &str) -> bool {
-    name == "tests" || name == "test" || name.ends_with("_test") || name.ends_with("_tests")
+    matches!(name, "tests" | "test" | "testing")
+        || name.ends_with("_test")
+        || name.ends_with("_tests")
 }
 
 fn module_of(src: &Path, path: &Path) -> Vec<String> {

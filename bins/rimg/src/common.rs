@@ -106,7 +106,8 @@ impl<'a> Common<'a> {
 
     fn object(&mut self, text: &str) -> Result<(), Failure> {
         let def = secret::parse(text)?;
-        self.secrets.add(def.load(|name| std::fs::read(name))?)?;
+        let secret = def.load(&self.secrets, imgcore::storage::secret::read)?;
+        self.secrets.add(secret)?;
         Ok(())
     }
 
@@ -219,7 +220,8 @@ impl<'a> Common<'a> {
         job: impl FnOnce(&Job<'_>) -> Result<T, E>,
     ) -> Result<T, Failure> {
         let policy = self.policy();
-        let result = job(&Job { policy: &policy, watcher: reporter }).map_err(Into::into);
+        let secrets = &self.secrets;
+        let result = job(&Job { policy: &policy, watcher: reporter, secrets }).map_err(Into::into);
         reporter.complete(result.is_ok());
         if reporter.interrupted() && result.is_err() {
             return Err(Failure::new("Interrupted; unfinished files were removed")

@@ -18,7 +18,7 @@ pub mod sector;
 
 pub use cipher::{Cipher, IvKind, Mode};
 pub use hash::Hash;
-pub use sector::SectorCipher;
+pub use sector::{SectorCipher, raw_cbc_decrypt};
 
 /// Key material: wiped when dropped.
 pub type SecretBytes = zeroize::Zeroizing<Vec<u8>>;

@@ -219,6 +219,32 @@ impl SectorCipher {
     }
 }
 
+/// Decrypts whole blocks in CBC mode, outside of any sector.
+///
+/// # Errors
+/// A key of a wrong length, or bytes that are no whole blocks.
+pub fn raw_cbc_decrypt(
+    cipher: Cipher,
+    key: &[u8],
+    iv: &[u8; 16],
+    data: &[u8],
+) -> Result<super::SecretBytes> {
+    let with = Blocks::new(cipher, key)?;
+    let block = cipher.block_len();
+    if !data.len().is_multiple_of(block) {
+        return Err(Error::invalid(format!(
+            "Length of data {} must be multiple of block size {block}",
+            data.len()
+        )));
+    }
+    let mut out = super::SecretBytes::new(data.to_vec());
+    with.decrypt(&mut out);
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte ^= if i < block { iv[i] } else { data[i - block] };
+    }
+    Ok(out)
+}
+
 /// The cipher that encrypts initialization vectors: of the same family, its key as long as the digest.
 fn essiv_cipher(cipher: Cipher, hash: Hash) -> Result<Cipher> {
     let family = match cipher.family() {

@@ -19,7 +19,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Node;
 use super::gate::{combine, folder_of, open_data_file};
 use super::open::{OpenOptions, Purpose, Sharing, backing_request, open};
+use crate::crypto::SecretBytes;
 use crate::format::{Access, Driver, NewFiles, OpenContext, OpenGate};
+use crate::opts::secret::{Asking, Secrets};
 use crate::storage::culprit;
 use crate::storage::lock::LockSet;
 use crate::storage::{CacheMode, FileOptions, FileStorage, Storage};
@@ -65,13 +67,22 @@ pub struct Output {
     target: String,
     cache: CacheMode,
     overwrite: Overwrite,
+    secrets: Secrets,
     files: Mutex<Vec<NewFile>>,
 }
 
 impl Output {
     /// Files for an image that will be called `target`.
     pub fn new(target: &str, cache: CacheMode, overwrite: Overwrite) -> Self {
-        Output { target: target.to_owned(), cache, overwrite, files: Mutex::default() }
+        let target = target.to_owned();
+        Output { target, cache, overwrite, secrets: Secrets::default(), files: Mutex::default() }
+    }
+
+    /// With passphrases for an encrypted image.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: &Secrets) -> Self {
+        self.secrets = secrets.clone();
+        self
     }
 
     /// The final file name, without its folder.
@@ -236,11 +247,13 @@ impl Output {
         Err(busy(None))
     }
 
-    /// Opens the image that was created in these files, to fill it.
+    /// Opens the image that was created in these files, to fill it; `keys` are options of the driver
+    /// that name secrets.
     pub fn open_image(
         &self,
         driver: &'static dyn Driver,
         options: &OpenOptions,
+        keys: &[(String, String)],
     ) -> Result<Arc<Node>> {
         let name = &self.target;
         let storage =
@@ -256,7 +269,7 @@ impl Output {
                 scratch: options.purpose == Purpose::Scratch,
                 header_only: false,
                 for_check: false,
-                options: &[],
+                options: keys,
             })
             .map_err(|e| e.context(format!("Could not open '{name}'")).at_path(name))?;
         let backing = match image.backing() {
@@ -381,6 +394,10 @@ fn keep_permissions(file: &File, old: &std::fs::Metadata) {
 }
 
 impl NewFiles for Output {
+    fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {
+        Ok(self.secrets.passphrase(id, &self.target, Asking::Create)?)
+    }
+
     fn main(&self) -> Result<Arc<dyn Storage>> {
         self.make(None)
     }
@@ -405,6 +422,10 @@ struct OutputGate<'a> {
 }
 
 impl OpenGate for OutputGate<'_> {
+    fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {
+        self.output.passphrase(id)
+    }
+
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>> {
         if let Some(storage) = self.output.made(Some(reference)) {
             return Ok(storage);

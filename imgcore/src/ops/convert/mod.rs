@@ -34,7 +34,7 @@ pub use options::{
 };
 
 use super::Job;
-use super::create::{find_driver, parse_options, set_size, set_text};
+use super::create::{find_driver, key_options, parse_options, set_size, set_text};
 use super::parallel::{Failure, Turns, default_threads};
 use super::rate::Rate;
 use crate::format::{BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
@@ -81,6 +81,7 @@ pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport>
             let how = OpenOptions {
                 cache: options.target_cache,
                 policy: job.policy.clone(),
+                secrets: job.secrets.clone(),
                 ..OpenOptions::default()
             }
             .writable();
@@ -226,7 +227,8 @@ fn into_new(
     let driver = new.driver;
     let converting =
         |e: Error| e.context(format!("{}: error while converting {}", new.shown, driver.name()));
-    let output = Output::new(&new.path, options.target_cache, options.overwrite);
+    let output =
+        Output::new(&new.path, options.target_cache, options.overwrite).with_secrets(job.secrets);
     space::check(options, &new.shown, &output.folder(), sources, job)?;
     // The backing file is the user's word; it is only looked at here for what the format records.
     let mut policy = job.policy.clone();
@@ -234,8 +236,12 @@ fn into_new(
     if let Some(backing) = &new.backing {
         let full = combine(&new.path, &backing.name);
         policy = policy.allow_file(Path::new(&full));
-        let how =
-            OpenOptions { sharing: options.sharing, policy: policy.clone(), ..source_options() };
+        let how = OpenOptions {
+            sharing: options.sharing,
+            policy: policy.clone(),
+            secrets: job.secrets.clone(),
+            ..source_options()
+        };
         let opened = OpenRequest::parse(&full, backing.format.as_deref())
             .and_then(|request| open(&request, &how));
         lower = Some(opened.map_err(|e| {
@@ -258,9 +264,10 @@ fn into_new(
         sharing: Sharing::Locked,
         purpose: Purpose::Scratch,
         policy,
+        secrets: job.secrets.clone(),
         ..OpenOptions::default()
     };
-    let target = output.open_image(driver, &how)?;
+    let target = output.open_image(driver, &how, &key_options(&resolved))?;
     bitmaps::require(options.bitmaps, target.image())?;
     let report = fill(options, job, sources, &target, Fresh::New, new.backing.is_some())?;
     bitmaps_over(chosen, sources, &target)?;
@@ -371,6 +378,10 @@ fn copy_with(
 
 /// Buffered writes to a regular file exclude each other in the kernel.
 fn writes_one_by_one(target: &Node) -> bool {
+    if target.image().encrypts() {
+        // That is done by many; the encrypting storage takes the turns itself.
+        return false;
+    }
     target.image().storages().iter().all(|storage| {
         let limits = storage.limits();
         storage.as_file().is_some() && !limits.block_device && limits.request_alignment == 1

@@ -14,6 +14,7 @@ use crate::args::{self, help};
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::{Mode, Reporter};
+use crate::prompt;
 use crate::session::Session;
 
 /// What these options say.
@@ -45,6 +46,12 @@ pub struct Common<'a> {
 impl<'a> Common<'a> {
     /// Nothing given yet.
     pub fn new(session: &'a Session, command: &'static str) -> Self {
+        let mut secrets = Secrets::default();
+        if !session.as_qemu_img
+            && let Some(who) = prompt::on_terminal()
+        {
+            secrets.ask(who);
+        }
         Common {
             session,
             command,
@@ -54,7 +61,7 @@ impl<'a> Common<'a> {
             progress: Mode::Off,
             force_share: false,
             output: Output::Human,
-            secrets: Secrets::default(),
+            secrets,
             overwrite: false,
             allow: Vec::new(),
             named: Vec::new(),
@@ -166,6 +173,22 @@ impl<'a> Common<'a> {
             return Err(Failure::new("--force-share/-U conflicts with image options"));
         }
         Ok(OpenRequest::from_spec(&spec, text)?)
+    }
+
+    /// Warns of encryption that protects little.
+    pub fn warn_of_aes(&self, options: &[(String, String)]) {
+        let weak = options.iter().any(|(name, value)| match name.as_str() {
+            "encrypt.format" => value == "aes",
+            "encryption" => value == "on",
+            _ => false,
+        });
+        if weak && !self.session.as_qemu_img {
+            eprintln!(
+                "{}: warning: the 'aes' encryption of qcow2 does not protect the passphrase and \
+                 shows where data are the same; use -o encrypt.format=luks",
+                self.session.program
+            );
+        }
     }
 
     /// `-U`.

@@ -206,6 +206,10 @@ fn new_target(
             return Err(Error::invalid("Use of backing file requires explicit backing format"));
         }
     }
+    let encrypted = create.get("encryption").is_some() || create.get("encrypt.format").is_some();
+    if options.compress != Compress::No && encrypted {
+        return Err(Error::invalid("Compression and encryption not supported at the same time"));
+    }
     let preallocated = !matches!(create.text("preallocation"), None | Some("off"));
     if options.compress != Compress::No && preallocated {
         return Err(Error::invalid("Compression and preallocation not supported at the same time"));

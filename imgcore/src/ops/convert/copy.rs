@@ -357,6 +357,8 @@ impl Copy<'_> {
             return self.copy_subclusters(chunk, bench);
         }
         let Bench { places, units, data, .. } = &mut *bench;
+        // What stands where the source has short zeroes must go, unless it is zeroes too.
+        let data = if self.rules.zero_init { &*data } else { &*units };
         places
             .reserve(image, chunk.at, self.rules.total, units, data)
             .map_err(|e| write_error(chunk.at, e))?;

@@ -10,6 +10,7 @@ mod compare;
 mod convert;
 mod create;
 mod dd;
+mod diff;
 mod digest;
 mod extra;
 mod format_help;
@@ -42,6 +43,7 @@ pub fn run(session: &Session, name: &str, args: Vec<String>) -> Result<u8, Failu
         "convert" => convert::run(session, parser),
         "create" => create::run(session, parser),
         "dd" => dd::run(session, parser),
+        "diff" => diff::run(session, parser),
         "digest" => digest::run(session, parser),
         "info" => info::run(session, parser),
         "map" => map::run(session, parser),

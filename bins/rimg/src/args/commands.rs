@@ -75,8 +75,8 @@ const SIZES: &str =
 
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
-    AMEND, BENCH, BITMAP, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, INFO, MAP,
-    MEASURE, REBASE, RESIZE, SNAPSHOT,
+    AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, INFO,
+    MAP, MEASURE, REBASE, RESIZE, SNAPSHOT,
 ];
 
 /// Options before the command.
@@ -161,6 +161,62 @@ const INFO: Command = Command {
         ("rimg info -U running-vm.qcow2", "An image that a virtual machine is using"),
     ],
     exit_codes: &[],
+};
+
+const CHAIN: Command = Command {
+    name: "chain",
+    about: "Show a chain of backing files, move it, or shorten it",
+    details: "Shows the image and the files below it with their sizes, and what is wrong with them: missing, \
+        damaged, not what the image above was made on, or written to since. With --tree also the other images \
+        in the same folders that stand on them.\n\n\
+        chain relocate FILENAME rewrites the names in the images of the chain after files were moved: nothing \
+        is written before every new name leads to the right file.\n\n\
+        chain flatten FILENAME [A..B] copies into A what the images below it down to B hold, and lets A stand \
+        on what B stood on. What the images show does not change; without a range the whole chain becomes one \
+        image.",
+    positionals: &[pos(
+        "[relocate|flatten] FILENAME [A..B]",
+        "The image; relocate or flatten before it to change the chain; with flatten, the upper and lower \
+             name of what becomes one image",
+    )],
+    opts: &[
+        HELP,
+        OBJECT,
+        FORMAT,
+        IMAGE_OPTS,
+        flag(None, "tree", "Also show other images that stand on these files"),
+        val(
+            None,
+            "map",
+            "OLD=NEW",
+            "With relocate: files below the folder OLD (or the file OLD) are below NEW now; may be repeated",
+        ),
+        flag(
+            None,
+            "relative",
+            "With relocate: write names from the folder of the image that holds them",
+        ),
+        flag(None, "absolute", "With relocate: write names from the root"),
+        flag(Some('c'), "compress", "With flatten: store what is copied compressed"),
+        flag(Some('n'), "dry-run", "With relocate and flatten: say what would be done"),
+        FORCE_SHARE,
+        PROGRESS,
+        QUIET,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg chain top.qcow2", "What lies below, and is it whole?"),
+        ("rimg chain --tree base.qcow2", "Who would be hurt by a change of base.qcow2?"),
+        ("rimg chain relocate --map /old/images=/srv/images top.qcow2", "After a move"),
+        ("rimg chain relocate --relative top.qcow2", "Before a move of the whole folder"),
+        ("rimg chain flatten top.qcow2 top.qcow2..mid.qcow2", "Without mid.qcow2"),
+    ],
+    exit_codes: &[
+        ("0", "The chain is whole; or done"),
+        ("1", "Something in the chain is missing or wrong"),
+        ("2", "The image could not be read, or nothing was done"),
+    ],
 };
 
 const CHECK: Command = Command {

@@ -4,6 +4,7 @@
 mod amend;
 mod bench;
 mod bitmap;
+mod chain;
 mod check;
 mod commit;
 mod compare;
@@ -37,6 +38,7 @@ pub fn run(session: &Session, name: &str, args: Vec<String>) -> Result<u8, Failu
         "amend" => amend::run(session, parser),
         "bench" => bench::run(session, parser),
         "bitmap" => bitmap::run(session, parser),
+        "chain" => chain::run(session, parser),
         "check" => check::run(session, parser),
         "commit" => commit::run(session, parser),
         "compare" => compare::run(session, parser),

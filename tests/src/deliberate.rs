@@ -144,8 +144,27 @@ const VHDX_STATUS: &str =
 const FOOTER: &str = "A fixed VHD is not probed, so its file is compared: maker, time and identifier in the footer differ.";
 const NOTHING_STORED: &str = "Zeroes over blocks that were never written need no block.";
 
+const NO_KEY_TO_MEASURE: &str =
+    "How large an encrypted image will be does not depend on the passphrase; none is asked for.";
+
 /// Lines of scenarios.
 pub const LINES: &[LineDifference] = &[
+    LineDifference {
+        scenario: "luks: map, check, measure, compare",
+        line: "measure -O luks --size 1M",
+        why: NO_KEY_TO_MEASURE,
+        exit: Some(0),
+        stdout: Some(r"required size: 3117056\nfully allocated size: 3117056\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "luks: resize",
+        line: "info a.luks",
+        why: "New space reads as zeroes: they are written, encrypted. The reference leaves noise.",
+        exit: None,
+        stdout: Some(r"(?s).*disk size: <disk size>\n.*"),
+        stderr: None,
+    },
     LineDifference {
         scenario: "amend: getopt habits",
         line: "convert --target-format=raw a.qcow2 c.raw",

@@ -39,6 +39,8 @@ pub struct Common<'a> {
     pub secrets: Secrets,
     /// `--force` (`--overwrite` in dd).
     pub overwrite: bool,
+    /// What is said when a signal ended the job.
+    pub interrupted: &'static str,
     allow: Vec<PathBuf>,
     named: Vec<PathBuf>,
 }
@@ -63,6 +65,7 @@ impl<'a> Common<'a> {
             output: Output::Human,
             secrets,
             overwrite: false,
+            interrupted: "Interrupted; unfinished files were removed",
             allow: Vec::new(),
             named: Vec::new(),
         }
@@ -247,8 +250,7 @@ impl<'a> Common<'a> {
         let result = job(&Job { policy: &policy, watcher: reporter, secrets }).map_err(Into::into);
         reporter.complete(result.is_ok());
         if reporter.interrupted() && result.is_err() {
-            return Err(Failure::new("Interrupted; unfinished files were removed")
-                .with_code(reporter.interrupt_code()));
+            return Err(Failure::new(self.interrupted).with_code(reporter.interrupt_code()));
         }
         result
     }

@@ -39,7 +39,7 @@ pub struct Wrapped {
     /// Identifier of the secret that is the key.
     pub key: String,
     /// Initialization vector, in base64.
-    pub iv: String,
+    pub iv: Option<String>,
 }
 
 /// A `secret` object, not yet read.
@@ -115,8 +115,7 @@ pub fn parse(text: &str) -> Result<SecretDef, OptError> {
         Some(other) => return Err(OptError::not_accepted("format", other)),
     };
     let wrapped = match (flat.take_text("keyid"), flat.take_text("iv")) {
-        (Some(key), Some(iv)) => Some(Wrapped { key, iv }),
-        (Some(_), None) => return Err(OptError::new("IV is required to decrypt secret")),
+        (Some(key), iv) => Some(Wrapped { key, iv }),
         (None, Some(_)) => {
             return Err(OptError::new(format!("Secret '{id}' has an 'iv' but no 'keyid'")));
         }
@@ -204,15 +203,14 @@ impl SecretDef {
 fn unwrap(wrapped: &Wrapped, data: &[u8], known: &Secrets) -> Result<SecretBytes, OptError> {
     let key = known.get(&wrapped.key)?;
     if key.len() != 32 {
-        return Err(OptError::new(format!(
-            "Master key data in secret '{}' must be 32 bytes in length",
-            wrapped.key
-        )));
+        return Err(OptError::new("Key should be 32 bytes in length"));
     }
-    let iv = decode_base64(wrapped.iv.as_bytes())?;
-    let Ok(iv) = <[u8; 16]>::try_from(iv) else {
-        return Err(OptError::new("IV should be 16 bytes in length"));
+    let Some(iv) = &wrapped.iv else {
+        return Err(OptError::new("IV is required to decrypt secret"));
     };
+    let iv = decode_base64(iv.as_bytes())?;
+    let iv = <[u8; 16]>::try_from(iv)
+        .map_err(|iv| OptError::new(format!("IV should be 16 bytes in length not {}", iv.len())))?;
     let plain = raw_cbc_decrypt(Cipher::Aes256, key, &iv, data)
         .map_err(|e| OptError::new(e.message().to_owned()))?;
     let pad = plain.last().map_or(0, |&n| usize::from(n));

@@ -64,7 +64,6 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<()> {
 /// Header and disk; QEMU asks for the secret here too, this does not.
 pub(super) fn measure(options: &CreateOptions, size: u64) -> Result<Measurement> {
     let area = Choices::parse(options, "")?.area_len();
-    let size = checked_round_up(size, 512).ok_or_else(|| Error::errno(libc::EFBIG))?;
     let total = area.checked_add(size).ok_or_else(|| Error::errno(libc::EFBIG))?;
     Ok(Measurement { required: total, fully_allocated: total, bitmaps: None })
 }

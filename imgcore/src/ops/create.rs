@@ -199,6 +199,10 @@ fn plan_inner(wish: CreateImageOptions, job: &Job<'_>) -> Result<Plan> {
         }
         None => None,
     };
+    if options.flag("detached-header") == Some(true) {
+        // A header alone: the disk is elsewhere, and its size with it.
+        size = size.or(Some(0));
+    }
     let size = size.ok_or_else(|| Error::invalid("Image creation needs a size parameter"))?;
     set_size(&mut options, size);
     let refused = driver.resolve_options(&mut options, size).err();

@@ -441,7 +441,7 @@ restart-shared)
 restart-ifupdown)
     # A host without systemd: ifupdown makes the bridge, and runs what stands in its stanza.
     rm -rf /run/systemd /etc/network
-    mkdir -p /etc/network/interfaces.d
+    mkdir -p /etc/network/interfaces.d /etc/network/if-pre-up.d /etc/network/if-up.d /etc/network/if-down.d /etc/network/if-post-down.d
     echo 'source /etc/network/interfaces.d/*' > /etc/network/interfaces
     mount -t tmpfs tmpfs /etc/netplan 2>/dev/null || true
     state > /run/t/before
@@ -451,17 +451,26 @@ restart-ifupdown)
     grep -q 'it comes back' /run/t/log || fail "not said"
     [ -e /etc/systemd/system/rhostprep-net.service ] && fail "a unit without systemd"
     restart virbr0
-    # What ifup does with the stanza, but for its syntax, which ifquery reads in `parsers`.
+    # bridge-utils makes the bridge before ifup does the rest.
     ip link add virbr0 type bridge
-    ip addr add 192.168.122.1/24 dev virbr0
-    ip link set virbr0 up
-    sed -n 's/^ *post-up //p' /etc/network/interfaces.d/rhostprep-virbr0 > /run/t/up
-    sed -n 's/^ *pre-down //p' /etc/network/interfaces.d/rhostprep-virbr0 > /run/t/down
-    sh -e /run/t/up > /run/t/log || fail "post-up: $(cat /run/t/log)"
+    ifup=${RHOSTPREP_PARSERS:-/none}/sbin/ifup
+    ifdown=${RHOSTPREP_PARSERS:-/none}/sbin/ifdown
+    if [ -x "$ifup" ]; then
+        mkdir -p /run/network
+        "$ifup" virbr0 > /run/t/log 2>&1 || fail "ifup: $(cat /run/t/log)"
+    else
+        echo "SKIPPED ifup itself: no RHOSTPREP_PARSERS; its commands are run instead"
+        ip addr add 192.168.122.1/24 dev virbr0
+        ip link set virbr0 up
+        sed -n 's/^ *post-up //p' /etc/network/interfaces.d/rhostprep-virbr0 > /run/t/up
+        sed -n 's/^ *pre-down //p' /etc/network/interfaces.d/rhostprep-virbr0 > /run/t/down
+        sh -e /run/t/up > /run/t/log || fail "post-up: $(cat /run/t/log)"
+    fi
     grep -q '^virbr0: made again: packet filters, forwarding, dnsmasq$' /run/t/log || fail "said $(cat /run/t/log)"
     nft list ruleset | grep -q '192.168.122.140:80' || fail "no forward"
-    sh -e /run/t/down
+    if [ -x "$ifdown" ]; then "$ifdown" virbr0 > /run/t/log 2>&1 || fail "ifdown: $(cat /run/t/log)"; else sh -e /run/t/down; fi
     until_true sh -c '! pgrep -x dnsmasq'
+    rm -rf /run/network
     ip link del virbr0
     "$R" net remove virbr0 >/dev/null
     same restart-ifupdown; etc | diff /run/t/etc - || fail "restart-ifupdown: files" ;;

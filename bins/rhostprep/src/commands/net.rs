@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use hostprep::change::{self, Force, JournalState, STATE_FOLDER};
+use hostprep::change::{self, Action, Force, JournalState, STATE_FOLDER};
 use hostprep::check::{self, Status};
 use hostprep::host::Host;
 use hostprep::net::{
@@ -249,12 +249,15 @@ fn remove(host: &Host, name: &str) -> Result<u8> {
     net::check_name(name)?;
     let shared = shared(host);
     let journals = change::list(host.root())?;
-    let mut removed = false;
+    let (mut removed, mut profile) = (false, false);
     for journal in journals.iter().rev() {
         let about = journal.actions().iter().any(|action| net::concerns(action, name));
         if about && journal.state() != JournalState::Undone {
             change::undo(effects(host).as_mut(), Some(&journal.id), Force::No)?;
             removed = true;
+            profile |= journal.actions().iter().any(|action| {
+                matches!(action, Action::File { path, .. } if path.starts_with("/etc/NetworkManager/"))
+            });
         }
     }
     // Also when we were killed before this the last time.
@@ -264,6 +267,9 @@ fn remove(host: &Host, name: &str) -> Result<u8> {
             .remedy("`rhostprep net show` lists what was"));
     }
     print(&format!("{name} is removed\n"));
+    if profile {
+        print("if NetworkManager has read its profile: nmcli connection reload\n");
+    }
     Ok(0)
 }
 

@@ -14,6 +14,7 @@ use crate::args::{self, help};
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::{Mode, Reporter};
+use crate::prompt;
 use crate::session::Session;
 
 /// What these options say.
@@ -47,6 +48,12 @@ pub struct Common<'a> {
 impl<'a> Common<'a> {
     /// Nothing given yet.
     pub fn new(session: &'a Session, command: &'static str) -> Self {
+        let mut secrets = Secrets::default();
+        if !session.as_qemu_img
+            && let Some(who) = prompt::on_terminal()
+        {
+            secrets.ask(who);
+        }
         Common {
             session,
             command,
@@ -56,7 +63,7 @@ impl<'a> Common<'a> {
             progress: Mode::Off,
             force_share: false,
             output: Output::Human,
-            secrets: Secrets::default(),
+            secrets,
             overwrite: false,
             interrupted: "Interrupted; unfinished files were removed",
             allow: Vec::new(),
@@ -109,7 +116,8 @@ impl<'a> Common<'a> {
 
     fn object(&mut self, text: &str) -> Result<(), Failure> {
         let def = secret::parse(text)?;
-        self.secrets.add(def.load(|name| std::fs::read(name))?)?;
+        let secret = def.load(&self.secrets, imgcore::storage::secret::read)?;
+        self.secrets.add(secret)?;
         Ok(())
     }
 
@@ -170,6 +178,22 @@ impl<'a> Common<'a> {
         Ok(OpenRequest::from_spec(&spec, text)?)
     }
 
+    /// Warns of encryption that protects little.
+    pub fn warn_of_aes(&self, options: &[(String, String)]) {
+        let weak = options.iter().any(|(name, value)| match name.as_str() {
+            "encrypt.format" => value == "aes",
+            "encryption" => value == "on",
+            _ => false,
+        });
+        if weak && !self.session.as_qemu_img {
+            eprintln!(
+                "{}: warning: the 'aes' encryption of qcow2 does not protect the passphrase and \
+                 shows where data are the same; use -o encrypt.format=luks",
+                self.session.program
+            );
+        }
+    }
+
     /// `-U`.
     pub fn sharing(&self) -> Sharing {
         if self.force_share { Sharing::Force } else { Sharing::Locked }
@@ -222,7 +246,8 @@ impl<'a> Common<'a> {
         job: impl FnOnce(&Job<'_>) -> Result<T, E>,
     ) -> Result<T, Failure> {
         let policy = self.policy();
-        let result = job(&Job { policy: &policy, watcher: reporter }).map_err(Into::into);
+        let secrets = &self.secrets;
+        let result = job(&Job { policy: &policy, watcher: reporter, secrets }).map_err(Into::into);
         reporter.complete(result.is_ok());
         if reporter.interrupted() && result.is_err() {
             return Err(Failure::new(self.interrupted).with_code(reporter.interrupt_code()));

@@ -11,6 +11,7 @@ mod failure;
 mod local_time;
 mod output;
 mod progress;
+mod prompt;
 mod session;
 mod signals;
 

@@ -144,11 +144,6 @@ fn refuse(spec: &ImageSpec) -> Result<()> {
         )
         .hint("Use one of them"));
     }
-    if let Some(key) = &spec.encrypt {
-        let secret = key.key_secret.as_deref().unwrap_or_default();
-        return Err(Error::unsupported(format!("key-secret={secret} is not supported yet"))
-            .hint("Convert the image: rimg convert"));
-    }
     if spec.aio.is_some_and(|a| a != spec::Aio::Threads) {
         return Err(Error::unsupported(
             "aio=native and aio=io_uring are not supported by -blockdev",

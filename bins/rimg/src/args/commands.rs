@@ -46,7 +46,8 @@ const OBJECT: Opt = val(
     None,
     "object",
     "OBJDEF",
-    "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT",
+    "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT (also \
+     format=base64, keyid=NAME,iv=BASE64), or secret_keyring,id=NAME,serial=NUMBER",
 );
 const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);
 // Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for

@@ -186,6 +186,7 @@ impl Wish {
                     options.push((option.to_owned(), "on".to_owned()));
                 }
             }
+            common.warn_of_aes(&options);
             let driver = self.target_format.clone().unwrap_or_else(|| "raw".to_owned());
             return Ok(Target::New { filename: name.to_owned(), driver, options });
         }

@@ -8,10 +8,11 @@ use hostprep::change::{
     TreeEffects, Wishes, describe,
 };
 use hostprep::host::Host;
+use hostprep::net::NetChange;
 use hostprep::units::{CpuSet, MIB, parse_size};
 use hostprep::{Error, Result};
 
-use super::print;
+use super::{net, print};
 use crate::args::{Apply, Changes, Consent, Undo};
 
 /// Where changes go: this machine, or the tree.
@@ -144,10 +145,29 @@ fn agreed() -> Result<bool> {
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
+/// A change's number as `status` shows it: 7 is 0007.
+pub fn full_number(id: &str) -> String {
+    match id.parse::<u32>() {
+        Ok(number) => format!("{number:04}"),
+        Err(_) => id.to_owned(),
+    }
+}
+
 pub fn undo(host: &Host, args: &Undo) -> Result<u8> {
     let force = if args.force { Force::Yes } else { Force::No };
-    let id = change::undo(effects(host).as_mut(), args.id.as_deref(), force)?;
+    let shared = net::shared(host);
+    let id = args.id.as_deref().map(full_number);
+    let id = change::undo(effects(host).as_mut(), id.as_deref(), force)?;
     print(&format!("{id} is undone\n"));
+    let journals = change::list(host.root())?;
+    let made_network = journals.iter().any(|journal| {
+        let bridge = |action: &Action| matches!(action, Action::Net(NetChange::Bridge { .. }));
+        journal.id == id && journal.actions().iter().any(bridge)
+    });
+    // Not after undoing what was kept for a network: then it is wanted gone.
+    if made_network {
+        net::keep(host, &shared)?;
+    }
     Ok(0)
 }
 
@@ -197,7 +217,15 @@ fn stamp(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::stamp;
+    use super::{full_number, stamp};
+
+    #[test]
+    fn numbers() {
+        assert_eq!(full_number("7"), "0007");
+        assert_eq!(full_number("0012"), "0012");
+        assert_eq!(full_number("12345"), "12345");
+        assert_eq!(full_number("../7"), "../7");
+    }
 
     #[test]
     fn dates() {

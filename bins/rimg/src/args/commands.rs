@@ -76,8 +76,8 @@ const SIZES: &str =
 
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
-    AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, INFO,
-    MAP, MEASURE, REBASE, RESIZE, SNAPSHOT,
+    AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
+    INFO, MAP, MEASURE, REBASE, RESIZE, SNAPSHOT,
 ];
 
 /// Options before the command.
@@ -132,6 +132,56 @@ const CREATE: Command = Command {
         ),
         ("rimg create -f vmdk -o subformat=streamOptimized disk.vmdk 10G", "A VMware disk"),
         ("rimg create -f qcow2 -o help", "List the options of qcow2"),
+    ],
+    exit_codes: &[],
+};
+
+const IMPORT: Command = Command {
+    name: "import",
+    about: "Take over a virtual machine of VMware or VirtualBox",
+    details: "Reads the description of a machine (OVA, OVF, VMX, VBOX, or a disk alone), checks the hashes of its \
+        manifest, converts its disks where they are (inside the archive, through chains of snapshots, from split \
+        sets), and writes them and a script that starts the machine with rkvm into a folder. The command line has \
+        the machine's name, processors, memory, firmware, disks and network cards with their addresses.\n\n\
+        Disks and network cards become virtio unless the description says that Windows is installed, which has \
+        no drivers for that before they are installed. An import that fails leaves no disks.",
+    positionals: &[pos("SOURCE", "FILE.ova, FILE.ovf, FILE.vmx, FILE.vbox, or a disk image")],
+    opts: &[
+        HELP,
+        val(Some('d'), "directory", "DIR", "Where disks and script go; made if it is not there"),
+        val(Some('O'), "output-format", "FMT", "Format of the new disks (default qcow2)")
+            .values(TARGETS),
+        val(Some('o'), "options", "OPTS", "Options of that format; see rimg create -o help"),
+        flag(Some('c'), "compress", "Compress the new disks"),
+        flag(None, "verify", "Read every new disk again and compare it with its source"),
+        val(None, "name", "NAME", "Another name for the machine"),
+        val(None, "system", "ID", "Which machine, where the description holds several"),
+        val(
+            None,
+            "devices",
+            "KIND",
+            "auto (default), virtio, or described: what disks and cards become",
+        )
+        .values(&["auto", "virtio", "described"]),
+        val(
+            None,
+            "network",
+            "NAME=BRIDGE",
+            "The bridge that a network becomes (default virbr0, which rhostprep net nat makes); may be repeated",
+        ),
+        flag(None, "no-checksums", "Do not compare the files with the manifest"),
+        flag(Some('n'), "dry-run", "Show what would be made"),
+        PROGRESS,
+        QUIET,
+        FORCE,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg import -p appliance.ova -d /srv/vms/appliance", "Disks, script and command line"),
+        ("rimg import -n web.vmx -d .", "What would come out of it?"),
+        ("rimg import --network 'VM Network=br0' web.ovf -d web", "On a bridge of this host"),
+        ("rimg import --devices virtio windows.vmx -d win", "With the virtio drivers installed"),
     ],
     exit_codes: &[],
 };

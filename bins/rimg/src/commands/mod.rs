@@ -15,6 +15,7 @@ mod diff;
 mod digest;
 mod extra;
 mod format_help;
+mod import;
 mod info;
 mod map;
 mod measure;
@@ -47,6 +48,7 @@ pub fn run(session: &Session, name: &str, args: Vec<String>) -> Result<u8, Failu
         "dd" => dd::run(session, parser),
         "diff" => diff::run(session, parser),
         "digest" => digest::run(session, parser),
+        "import" => import::run(session, parser),
         "info" => info::run(session, parser),
         "map" => map::run(session, parser),
         "measure" => measure::run(session, parser),

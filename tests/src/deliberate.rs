@@ -158,6 +158,16 @@ pub const LINES: &[LineDifference] = &[
         stderr: Some(r""),
     },
     LineDifference {
+        scenario: "encrypt: chains",
+        line: "convert -O raw --object secret,id=t,data=top --object secret,id=s,data=abc --image-opts driver=qcow2,file.filename=top.qcow2,encrypt.key-secret=t a.raw",
+        why: "The file that needs a key is named.",
+        exit: None,
+        stdout: None,
+        stderr: Some(
+            r"(?s).*Could not open backing file: Could not open 'base\.qcow2': Parameter 'encrypt\.key-secret' is required for cipher\n",
+        ),
+    },
+    LineDifference {
         scenario: "luks: resize",
         line: "info a.luks",
         why: "New space reads as zeroes: they are written, encrypted. The reference leaves noise.",

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use imgcore::graph::open::{OpenRequest, Policy, Sharing};
 use imgcore::ops::convert::Overwrite;
+use imgcore::ops::stream::{self, Packing, Spooled};
 use imgcore::ops::{ImageArg, Job};
 use imgcore::opts::ImageSpec;
 use imgcore::opts::secret::{self, Secrets};
@@ -41,6 +42,9 @@ pub struct Common<'a> {
     pub overwrite: bool,
     /// What is said when a signal ended the job.
     pub interrupted: &'static str,
+    /// Where streams are unpacked; `TMPDIR` or `/var/tmp` without.
+    pub spool_folder: Option<PathBuf>,
+    spooled: Vec<Spooled>,
     allow: Vec<PathBuf>,
     named: Vec<PathBuf>,
 }
@@ -66,6 +70,8 @@ impl<'a> Common<'a> {
             secrets,
             overwrite: false,
             interrupted: "Interrupted; unfinished files were removed",
+            spool_folder: None,
+            spooled: Vec::new(),
             allow: Vec::new(),
             named: Vec::new(),
         }
@@ -156,6 +162,44 @@ impl<'a> Common<'a> {
     ) -> Result<ImageArg, Failure> {
         let request = self.request(name, format)?;
         Ok(ImageArg { request, cache, sharing: self.sharing() })
+    }
+
+    /// A source of the command line that is read from front to end: also `-` for standard input, and a
+    /// packed file (its name and first bytes agree on how) for what is in it.
+    pub fn source(
+        &mut self,
+        name: &str,
+        format: Option<&str>,
+        cache: CacheMode,
+    ) -> Result<ImageArg, Failure> {
+        let plain = self.session.as_qemu_img || self.image_opts;
+        let stdin = name == "-";
+        if plain || (!stdin && Packing::of_file(name)? == Packing::Plain) {
+            self.check_exclusive()?;
+            return self.image_as(name, format, cache);
+        }
+        let folder = self.spool_folder.clone().unwrap_or_else(temporary_folder);
+        let reporter = Reporter::new(self.session, Mode::Off);
+        let shown = if stdin { "standard input" } else { name };
+        let spooled = self.run(&reporter, |job| {
+            if stdin {
+                return stream::spool(std::io::stdin().lock(), &folder, job);
+            }
+            let file = std::fs::File::open(name).map_err(|e| imgcore::Error::io(&e))?;
+            stream::spool(file, &folder, job)
+        });
+        let spooled = spooled.map_err(|f| f.prefix(&format!("Could not read {shown}")))?;
+        let request = OpenRequest {
+            shown: Some(name.to_owned()),
+            ..OpenRequest::file(spooled.path()).with_driver(format)
+        };
+        self.spooled.push(spooled);
+        Ok(ImageArg { request, cache, sharing: Sharing::Off })
+    }
+
+    /// Whether any source is a stream.
+    pub fn has_streams(&self) -> bool {
+        !self.spooled.is_empty()
     }
 
     fn request(&self, name: &str, format: Option<&str>) -> Result<OpenRequest, Failure> {
@@ -263,6 +307,12 @@ impl<'a> Common<'a> {
             Output::Human => output::print(text),
         }
     }
+}
+
+/// Where files of the size of a disk may be for a while.
+pub fn temporary_folder() -> PathBuf {
+    let named = std::env::var_os("TMPDIR").filter(|d| !d.is_empty());
+    named.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
 /// A cache mode; `what` is `cache` or `source cache`.

@@ -14,6 +14,7 @@ mod progress;
 mod prompt;
 mod session;
 mod signals;
+mod stdout;
 
 use std::process::ExitCode;
 

@@ -29,6 +29,7 @@ pub mod resize;
 pub mod selector;
 pub mod snapshot;
 pub mod source;
+pub mod stream;
 
 use std::sync::Arc;
 

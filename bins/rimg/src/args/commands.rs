@@ -310,10 +310,13 @@ const CONVERT: Command = Command {
     details: "Copies what the guest sees. Several sources are put one after the other. The target \
         is written beside its final name and renamed when everything is on disk, so an interrupted \
         run leaves nothing that looks like an image. All cores are used; the output is the same for \
-        any number of threads. Zeroes take no space in the target.",
+        any number of threads. Zeroes take no space in the target.\n\n\
+        A source called - is standard input; one that is packed (.gz, .xz, .zst, .bz2) is unpacked. Both are \
+        put into a temporary file beside the target first, which needs space for the whole disk. A target \
+        called - is standard output.",
     positionals: &[
-        pos("SRC_FILENAME", "Source image (or specification, with --image-opts)").many(),
-        pos("TGT_FILENAME", "Target image"),
+        pos("SRC_FILENAME", "Source image (or specification, with --image-opts), or -").many(),
+        pos("TGT_FILENAME", "Target image, or -"),
     ],
     opts: &[
         HELP,
@@ -434,6 +437,8 @@ const CONVERT: Command = Command {
             "Only the differences",
         ),
         ("rimg convert -n -O raw disk.qcow2 /dev/vg0/lv", "Onto a block device"),
+        ("curl -s https://example.org/disk.raw.xz | rimg convert -O qcow2 - disk.qcow2", "From the net"),
+        ("rimg convert -O raw disk.vmdk - | ssh host 'cat > /dev/vg0/lv'", "To another host"),
     ],
     exit_codes: &[],
 };

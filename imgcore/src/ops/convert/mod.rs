@@ -111,6 +111,7 @@ pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport>
             let how = OpenOptions {
                 cache: options.target_cache,
                 policy: job.policy.clone(),
+                secrets: job.secrets.clone(),
                 ..source_options()
             };
             let target = open(request, &how)?;

@@ -22,6 +22,13 @@
 //! Allocation happens in the order of the `prepare` calls and depends on nothing else: a caller that
 //! prepares in guest order gets the same file from any number of threads.
 //!
+//! # Encryption
+//!
+//! An encrypted image hands out a storage of plaintext ([`crate::storage::CryptStorage`]) under an id of its
+//! own and maps guest bytes there: whoever reads and writes through [`Image::storage`] handles plaintext,
+//! and no path leads around the cipher. [`Image::storages`] lists the files. Passphrases come through the
+//! gates ([`OpenGate::passphrase`], [`NewFiles::passphrase`]), which the caller answers.
+//!
 //! # Locking
 //!
 //! All methods take `&self`. Tables sit behind one lock inside the image, which is never held while

@@ -161,6 +161,7 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
         let name = match (index, report.format.as_str()) {
             (0, _) => "file".to_owned(),
             (n, "vmdk") => format!("extents.{}", n - 1),
+            (_, "luks") => "header".to_owned(),
             _ => "data-file".to_owned(),
         };
         report.children.push(ChildInfo { name, info: file_info(storage)? });

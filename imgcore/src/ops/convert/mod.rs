@@ -476,6 +476,8 @@ fn copy_with(
         one_writer: writes_one_by_one(target).then(Mutex::default),
         failure: Failure::default(),
         counters: Counters::default(),
+        encrypted: target.image().encrypts()
+            || spans.iter().any(|s| s.walk.images().any(|n| n.image().encrypts())),
     }
     .run()
 }

@@ -56,6 +56,10 @@ pub enum Aio {
     /// By threads that wait for them.
     #[default]
     Threads,
+    /// In batches through io_uring (`aio=io_uring`); a host that has none is an error.
+    Ring,
+    /// The same (`aio=native`), with `O_DIRECT`; on a host that has no io_uring by threads, with a warning.
+    Native,
 }
 
 /// Limits shared by the disks of a group.

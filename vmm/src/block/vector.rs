@@ -21,6 +21,7 @@ use crate::{Error, Result};
 /// Pieces of guest memory, checked to lie inside it, that make up one request's data.
 #[derive(Debug)]
 pub struct GuestPieces<'a> {
+    memory: &'a Memory,
     pieces: Vec<VolatileSlice<'a>>,
     len: u64,
 }
@@ -41,7 +42,7 @@ impl<'a> GuestPieces<'a> {
             }
             len = len.checked_add(n)?;
         }
-        Some(GuestPieces { pieces, len })
+        Some(GuestPieces { memory, pieces, len })
     }
 
     /// Bytes in all.
@@ -73,6 +74,35 @@ impl<'a> GuestPieces<'a> {
         let n = unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), count) };
         drop(guards);
         usize::try_from(n).map_err(|_| std::io::Error::last_os_error())
+    }
+
+    /// The addresses of `len` bytes from `offset` on, for somebody who keeps `memory` mapped while they are
+    /// used. `None` when these are pieces of another memory, or too many for one call.
+    pub(super) fn addresses(
+        &self,
+        memory: &Memory,
+        offset: u64,
+        len: u64,
+    ) -> Option<Vec<libc::iovec>> {
+        let part = self.part(offset, len);
+        if !std::ptr::eq(memory, self.memory) || part.len() > MOST_PIECES {
+            return None;
+        }
+        let entry = |p: &VolatileSlice<'_>| libc::iovec {
+            iov_base: p.ptr_guard_mut().as_ptr().cast(),
+            iov_len: p.len(),
+        };
+        Some(part.iter().map(entry).collect())
+    }
+
+    /// Makes a part zero.
+    pub fn zero(&self, offset: u64, len: u64) {
+        zero(&self.part(offset, len));
+    }
+
+    /// Whether the addresses and lengths of a part are multiples of `align`.
+    pub fn is_aligned(&self, offset: u64, len: u64, align: u64) -> bool {
+        fit(&self.part(offset, len), align)
     }
 
     /// The pieces that hold `len` bytes from `offset` on.
@@ -137,12 +167,12 @@ fn transfer(
 fn aligned(run: &Run<'_>, part: &[VolatileSlice<'_>]) -> bool {
     let Run::File { offset, align, .. } = run else { return true };
     let align = u64::from(*align);
+    align <= 1 || offset.is_multiple_of(align) && fit(part, align)
+}
+
+fn fit(part: &[VolatileSlice<'_>], align: u64) -> bool {
     let fits = |n: u64| n.is_multiple_of(align);
-    align <= 1
-        || fits(*offset)
-            && part
-                .iter()
-                .all(|p| fits(len_u64(p.len())) && fits(len_u64(p.ptr_guard().as_ptr().addr())))
+    part.iter().all(|p| fits(len_u64(p.len())) && fits(len_u64(p.ptr_guard().as_ptr().addr())))
 }
 
 fn zero(part: &[VolatileSlice<'_>]) {

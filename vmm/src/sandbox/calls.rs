@@ -89,6 +89,8 @@ const DEVICE: &[libc::c_long] = &[
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
     libc::SYS_timerfd_gettime,
+    // Rings are made before, and can do six things only (`crate::block::ring`).
+    libc::SYS_io_uring_enter,
     // Names of threads; narrowing further.
     libc::SYS_prctl,
     libc::SYS_seccomp,
@@ -265,6 +267,7 @@ mod tests {
             libc::SYS_setns,
             libc::SYS_bpf,
             libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_register,
             libc::SYS_process_vm_writev,
             libc::SYS_open_by_handle_at,
             libc::SYS_init_module,

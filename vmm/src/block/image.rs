@@ -307,6 +307,9 @@ impl BlockBackend for ImageBackend {
     fn read_direct(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
         self.with(|node| node.read_direct(at, to))
     }
+    fn read_ready(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
+        self.with(|node| node.read_ready(at, to))
+    }
     fn write_direct(&self, at: u64, from: &GuestPieces<'_>) -> Result<Direct> {
         if self.guarded(at) {
             return Ok(Direct::Impossible);
@@ -324,6 +327,9 @@ impl BlockBackend for ImageBackend {
             Job::Discard { at, .. } | Job::WriteZeroes { at, .. } if self.guarded(at) => None,
             _ => self.hold(|node| BlockBackend::pin_call(node, job)),
         }
+    }
+    fn is_buffered(&self) -> bool {
+        self.chain.try_read().is_ok_and(|c| c.as_ref().is_some_and(BlockBackend::is_buffered))
     }
     fn flushes_one_file(&self) -> bool {
         self.chain.try_read().is_ok_and(|c| c.as_ref().is_some_and(|n| n.flushes_one_file()))

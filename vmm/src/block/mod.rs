@@ -41,7 +41,7 @@ pub use config::Drive;
 pub use disk::Disk;
 
 use crate::Result;
-use vector::GuestPieces;
+use vector::{GuestPieces, Patience};
 
 /// Whether space is given back when zeroes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,10 @@ pub trait BlockBackend: Send + Sync {
     fn read_direct(&self, _at: u64, _to: &GuestPieces<'_>) -> Result<Direct> {
         Ok(Direct::Impossible)
     }
+    /// The same when the bytes are at hand, without waiting for a disk.
+    fn read_ready(&self, _at: u64, _to: &GuestPieces<'_>) -> Result<Direct> {
+        Ok(Direct::Impossible)
+    }
     /// Stores guest memory without a buffer, where that is possible.
     fn write_direct(&self, _at: u64, _from: &GuestPieces<'_>) -> Result<Direct> {
         Ok(Direct::Impossible)
@@ -95,6 +99,10 @@ pub trait BlockBackend: Send + Sync {
     /// The one call that does a job, the same way.
     fn pin_call(&self, _job: Job) -> Option<(Held, PinnedCall)> {
         None
+    }
+    /// Whether writes go to the page cache, so that they seldom wait for a disk.
+    fn is_buffered(&self) -> bool {
+        false
     }
     /// Whether a write is durable when its file says so.
     fn flushes_one_file(&self) -> bool {
@@ -124,7 +132,10 @@ impl BlockBackend for Arc<Node> {
         Node::write(self, at, buf)
     }
     fn read_direct(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
-        vector::read(self, at, to)
+        vector::read(self, at, to, Patience::Any)
+    }
+    fn read_ready(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
+        vector::read(self, at, to, Patience::None)
     }
     fn write_direct(&self, at: u64, from: &GuestPieces<'_>) -> Result<Direct> {
         vector::write(self, at, from)
@@ -137,6 +148,9 @@ impl BlockBackend for Arc<Node> {
     fn pin_call(&self, job: Job) -> Option<(Held, PinnedCall)> {
         let (held, call) = Node::pin_call(self, job).ok()??;
         Some((Box::new(held), call))
+    }
+    fn is_buffered(&self) -> bool {
+        self.image().storages().first().is_some_and(|s| s.limits().request_alignment <= 1)
     }
     fn flushes_one_file(&self) -> bool {
         Node::flushes_one_file(self)

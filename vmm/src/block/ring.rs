@@ -60,7 +60,7 @@ impl Buffers {
         offset: u64,
         len: u64,
     ) -> Option<Self> {
-        let list = pieces.addresses(memory, offset, len)?;
+        let list = pieces.addresses(memory, offset, len)?.into_vec();
         Some(Buffers { list, keep: Keep::Guest(memory.clone()) })
     }
 

@@ -41,7 +41,8 @@ impl ActiveQueue {
 
     /// The next request.
     pub fn pop(&mut self, memory: &Memory) -> Option<Chain> {
-        self.queue.pop_descriptor_chain(memory).map(Chain::collect)
+        let table = vm_memory::GuestAddress(self.queue.desc_table());
+        self.queue.pop_descriptor_chain(memory).map(|chain| Chain::collect(chain, table))
     }
 
     /// Where the ring is in guest memory, for somebody else to serve it.

@@ -111,33 +111,33 @@ fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken>
         work.ready(i)?;
     }
     let stop_fd: BorrowedFd<'_> = crate::fd::of(stop);
+    let (mut wanted, mut set) = (Vec::new(), Vec::new());
     loop {
         // Descriptors that do not matter at present are left out: errors would be told all the same.
-        let wanted: Vec<usize> = (0..sources.len()).filter(|i| work.wants(*i)).collect();
-        let mut set = vec![PollFd::new(stop_fd, PollFlags::POLLIN)];
+        wanted.clear();
+        wanted.extend((0..sources.len()).filter(|i| work.wants(*i)));
+        set.clear();
+        set.push(PollFd::new(stop_fd, PollFlags::POLLIN));
         set.extend(wanted.iter().map(|i| PollFd::new(sources[*i].as_fd(), PollFlags::POLLIN)));
         match poll(&mut set, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(e) => return Err(Broken(format!("cannot wait for events: {e}"))),
             Ok(_) => {}
         }
-        let fired: Vec<bool> = set
-            .iter()
-            .map(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)))
-            .collect();
+        let fired = |p: &PollFd<'_>| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN));
         // A source that only has an error or is hung up would keep poll from waiting.
         let dead = set.iter().skip(1).zip(&wanted).any(|(p, i)| {
             let failed = |r: PollFlags| r.contains(PollFlags::POLLNVAL) || r == PollFlags::POLLERR;
             // It may have been turned off meanwhile.
             p.revents().is_some_and(failed) && work.wants(*i)
         });
-        if fired[0] {
+        if fired(&set[0]) {
             return Ok(());
         }
         if dead {
             return Err(Broken("a back end has failed".into()));
         }
-        for (i, _) in wanted.iter().zip(fired.iter().skip(1)).filter(|(_, f)| **f) {
+        for (i, _) in wanted.iter().zip(set.iter().skip(1)).filter(|(_, p)| fired(p)) {
             work.ready(*i)?;
         }
     }

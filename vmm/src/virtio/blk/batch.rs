@@ -99,9 +99,9 @@ impl Group {
         self.items.iter().flat_map(Item::spans).collect()
     }
 
-    /// Adds a request that begins where this ends.
-    fn join(&mut self, item: Item) -> Result<(), Item> {
-        let (Some(own), Some(next)) = (self.transfer, item.transfer()) else { return Err(item) };
+    /// Adds a request that begins where this ends; gives back one that does not.
+    fn join(&mut self, item: Item) -> Option<Item> {
+        let (Some(own), Some(next)) = (self.transfer, item.transfer()) else { return Some(item) };
         let len = own.len + next.len;
         let pieces = self.pieces + item.pieces();
         let fits = own.direction == next.direction
@@ -109,12 +109,12 @@ impl Group {
             && len <= MOST_BYTES
             && pieces <= MOST_PIECES;
         if !fits {
-            return Err(item);
+            return Some(item);
         }
         self.transfer = Some(Transfer { len, ..own });
         self.pieces = pieces;
         self.items.push(item);
-        Ok(())
+        None
     }
 }
 
@@ -133,9 +133,9 @@ pub fn group(items: Vec<Item>, merging: Merging) -> Vec<Group> {
     for item in items {
         let alone = match groups.last_mut() {
             Some(last) if merging == Merging::On => last.join(item),
-            _ => Err(item),
+            _ => Some(item),
         };
-        if let Err(item) = alone {
+        if let Some(item) = alone {
             groups.push(Group::of(item));
         }
     }

@@ -89,6 +89,34 @@ impl Executor {
         tell(memory, &item.chain, done)
     }
 
+    /// Reads all of a group if its bytes are at hand. `None`: that needs somebody who waits.
+    pub fn serve_ready(
+        &self,
+        memory: &Memory,
+        group: &Group,
+    ) -> Option<Vec<std::result::Result<Served, Broken>>> {
+        let Transfer { direction: Direction::Read, at, .. } = group.transfer()? else {
+            return None;
+        };
+        if self.disk.is_limited() {
+            return None;
+        }
+        let started = self.begin(&group.items);
+        let pieces = GuestPieces::gather(memory, group.spans().into_iter())?;
+        let read = self.disk.backend().read_ready(at, &pieces).ok()?;
+        (read == Direct::Done).then(|| self.conclude_all(memory, group, &started))
+    }
+
+    fn conclude_all(
+        &self,
+        memory: &Memory,
+        group: &Group,
+        started: &[Option<Started>],
+    ) -> Vec<std::result::Result<Served, Broken>> {
+        let pairs = group.items.iter().zip(started);
+        pairs.map(|(item, s)| self.conclude(memory, item, s.as_ref(), Ok(()))).collect()
+    }
+
     /// Does all of a group of neighbours with one call. `None`: each has to be done by itself.
     pub fn serve_together(
         &self,
@@ -111,10 +139,7 @@ impl Executor {
             Direction::Write => backend.write_direct(at, &pieces),
         };
         // What went wrong is found out for each of them.
-        (moved.ok()? == Direct::Done).then(|| {
-            let pairs = group.items.iter().zip(&started);
-            pairs.map(|(item, s)| self.conclude(memory, item, s.as_ref(), Ok(()))).collect()
-        })
+        (moved.ok()? == Direct::Done).then(|| self.conclude_all(memory, group, &started))
     }
 
     /// Requests that somebody else carries out begin now.

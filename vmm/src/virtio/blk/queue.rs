@@ -4,15 +4,19 @@
 //! ([`super::batch`]).
 //!
 //! With threads (`aio=threads`): when one is all there is, the queue's thread does a read or write itself:
-//! handing it over would cost more than most of them take. More than one at a time go to the disk's pool,
-//! and the queue's thread stays free to take more. Flushes and the like always go to the pool.
+//! handing it over would cost more than most of them take. Of more than one it does the reads whose bytes
+//! are in the page cache (`RWF_NOWAIT`); the others go to the disk's pool, and the queue's thread stays free to
+//! take more. Flushes and the like always go to the pool.
 //!
-//! With a ring ([`super::flight`]): a batch goes to the kernel with one call, and what the kernel has at hand
-//! (the page cache) is back when the call returns. The rest goes to the pool, as this thread must
-//! not wait for anybody while the kernel holds ranges for it.
+//! With a ring ([`super::flight`]): reads from the page cache and single writes into it are done by this
+//! thread too, as the kernel would have its own threads do them on many file systems; a batch of all else goes to
+//! the kernel with one call. What it cannot do goes to the pool, as this thread must not wait for anybody
+//! while the kernel holds ranges for it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use imgcore::graph::runs::Direction;
+use smallvec::SmallVec;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::batch::{Group, Item, Merging, group};
@@ -27,6 +31,8 @@ use crate::{Error, Result};
 
 /// Requests taken before the thread looks whether it is to stop.
 const TURN: usize = 1024;
+/// After so many reads in a row that the page cache did not have, it is asked only that seldom.
+const MISSES: u32 = 32;
 /// Requests that are looked at together.
 const BATCH: usize = 128;
 
@@ -68,6 +74,30 @@ impl Shared {
             }
         };
         self.settle(group.items.into_iter().zip(results).collect());
+    }
+
+    /// So many requests more are being carried out; true when there are no others.
+    fn enter(&self, requests: usize) -> bool {
+        let mut progress = lock(&self.progress);
+        progress.in_flight += requests;
+        progress.in_flight == requests
+    }
+
+    /// As [`Shared::settle`], for one.
+    fn settle_one(&self, item: Item, result: std::result::Result<Served, Broken>) {
+        let Ok(Served::Done(len)) = result else { return self.settle(vec![(item, result)]) };
+        let result = self.give_back(&[(item.chain.head, len)]);
+        let mut progress = lock(&self.progress);
+        progress.in_flight -= 1;
+        if let Err(broken) = result {
+            progress.broken.get_or_insert(broken);
+            self.alarm.raise();
+        }
+        let last = progress.in_flight == 0;
+        drop(progress);
+        if last {
+            self.settled.notify_all();
+        }
     }
 
     /// Gives requests back, or keeps them for later.
@@ -132,6 +162,9 @@ fn guarded(mut guard: Guard, group: Group, scratch: &mut Scratch) {
     guard.1 = 0;
 }
 
+/// Requests found together.
+type Batch = SmallVec<[Chain; 1]>;
+
 /// One queue of a disk.
 pub struct BlkQueue {
     name: String,
@@ -139,6 +172,10 @@ pub struct BlkQueue {
     pool: Arc<Pool>,
     scratch: Scratch,
     flights: Option<Flights>,
+    /// Whether the page cache may have what is read.
+    buffered: bool,
+    /// How often in a row it had not.
+    misses: u32,
 }
 
 /// What a queue is made of.
@@ -171,13 +208,15 @@ impl BlkQueue {
             alarm,
         });
         let flights = ring.map(Flights::new);
-        Ok(BlkQueue { name, shared, pool, scratch: Scratch::default(), flights })
+        let buffered = shared.executor.disk().backend().is_buffered();
+        let scratch = Scratch::default();
+        Ok(BlkQueue { name, shared, pool, scratch, flights, buffered, misses: 0 })
     }
 
     /// Carries out what was found on the ring together.
-    fn dispatch(&mut self, chains: Vec<Chain>) -> std::result::Result<(), Broken> {
-        if chains.is_empty() {
-            return Ok(());
+    fn dispatch(&mut self, mut chains: Batch) -> std::result::Result<(), Broken> {
+        if chains.len() < 2 {
+            return chains.pop().map_or(Ok(()), |chain| self.dispatch_one(chain));
         }
         let executor = &self.shared.executor;
         let merging = if executor.disk().is_limited() { Merging::Off } else { Merging::On };
@@ -185,23 +224,74 @@ impl BlkQueue {
             .into_iter()
             .map(|chain| executor.take_apart(&self.shared.memory, chain))
             .collect();
-        let alone = {
-            let mut progress = lock(&self.shared.progress);
-            progress.in_flight += items.len();
-            progress.in_flight == items.len()
-        };
+        let alone = self.shared.enter(items.len());
         let groups = group(items, merging);
         if self.flights.is_some() {
             return self.fly(groups);
         }
         let alone = alone && groups.len() == 1;
         for group in groups {
-            if alone && group.transfer().is_some() {
+            if alone {
                 let guard = Guard(self.shared.clone(), group.items.len());
                 guarded(guard, group, &mut self.scratch);
-            } else if let Err(job) = self.pool.submit(self.job(group)) {
+            } else if let Some(group) = self.serve_ready(group)
+                && let Err(job) = self.pool.submit(self.job(group))
+            {
                 job(&mut self.scratch);
             }
+        }
+        Ok(())
+    }
+
+    /// The same for one request: nothing is allocated for it that is not needed.
+    fn dispatch_one(&mut self, chain: Chain) -> std::result::Result<(), Broken> {
+        let shared = &self.shared;
+        let item = shared.executor.take_apart(&shared.memory, chain);
+        let alone = shared.enter(1);
+        let Some(transfer) = item.transfer().filter(|_| alone) else { return self.one_later(item) };
+        let quick = match (&self.flights, transfer.direction) {
+            (None, _) => true,
+            (Some(_), Direction::Read) => false,
+            (Some(_), Direction::Write) => self.buffered,
+        };
+        if !quick {
+            return self.one_later(item);
+        }
+        let mut guard = Guard(shared.clone(), 1);
+        let result = shared.executor.serve(&shared.memory, &item, &mut self.scratch);
+        guard.0.settle_one(item, result);
+        guard.1 = 0;
+        Ok(())
+    }
+
+    /// Reads a group whose bytes are at hand. `Some`: it is for somebody who waits.
+    fn serve_ready(&mut self, group: Group) -> Option<Group> {
+        let look = self.misses < MISSES || self.misses.is_multiple_of(MISSES);
+        self.misses = self.misses.checked_add(1).unwrap_or(MISSES);
+        if !self.buffered || !look {
+            return Some(group);
+        }
+        let mut guard = Guard(self.shared.clone(), group.items.len());
+        let shared = guard.0.clone();
+        let left = match shared.executor.serve_ready(&shared.memory, &group) {
+            Some(results) => {
+                self.misses = 0;
+                shared.settle(group.items.into_iter().zip(results).collect());
+                None
+            }
+            None => Some(group),
+        };
+        guard.1 = 0;
+        left
+    }
+
+    fn one_later(&mut self, item: Item) -> std::result::Result<(), Broken> {
+        let group = Group::of(item);
+        if self.flights.is_some() {
+            return self.fly(vec![group]);
+        }
+        if let Err(job) = self.pool.submit(self.job(group)) {
+            job(&mut self.scratch);
         }
         Ok(())
     }
@@ -215,6 +305,7 @@ impl BlkQueue {
     fn fly(&mut self, groups: Vec<Group>) -> std::result::Result<(), Broken> {
         let mut landed = Vec::new();
         for group in groups {
+            let Some(group) = self.serve_ready(group) else { continue };
             let shared = &self.shared;
             let Some(flights) = &mut self.flights else { return Ok(()) };
             match flights.launch(&shared.executor, &shared.memory, group) {
@@ -300,10 +391,10 @@ impl BlkQueue {
     }
 
     /// Requests that are on the ring now; none: the driver will ring.
-    fn batch(&self) -> std::result::Result<Vec<Chain>, Broken> {
+    fn batch(&self) -> std::result::Result<Batch, Broken> {
         let memory = &self.shared.memory;
         let mut queue = lock(&self.shared.queue);
-        let mut chains: Vec<Chain> = queue.pop_or_wait(memory)?.into_iter().collect();
+        let mut chains: Batch = queue.pop_or_wait(memory)?.into_iter().collect();
         while !chains.is_empty() && chains.len() < BATCH {
             let Some(chain) = queue.pop(memory) else { break };
             chains.push(chain);
@@ -313,7 +404,7 @@ impl BlkQueue {
 
     fn serve_ring(&mut self) -> std::result::Result<(), Broken> {
         let held = std::mem::take(&mut lock(&self.shared.progress).held);
-        self.dispatch(held)?;
+        self.dispatch(held.into())?;
         lock(&self.shared.queue).begin_turn(&self.shared.memory)?;
         let mut taken = 0;
         while taken < TURN {

@@ -41,8 +41,18 @@ impl<'a> GuestPieces<'a> {
         memory: &'a Memory,
         spans: impl Iterator<Item = (GuestAddress, u64)>,
     ) -> Option<Self> {
+        let most = spans.size_hint().1.unwrap_or(0);
+        GuestPieces::gather_many(memory, spans, most)
+    }
+
+    /// The same, for about `most` of them.
+    pub fn gather_many(
+        memory: &'a Memory,
+        spans: impl Iterator<Item = (GuestAddress, u64)>,
+        most: usize,
+    ) -> Option<Self> {
         let (mut pieces, mut len) = (Pieces::new(), 0u64);
-        pieces.reserve(spans.size_hint().1.unwrap_or(0));
+        pieces.reserve(most);
         // Nearly all of them lie in the same region.
         let mut region: Option<&'a Region> = None;
         for (at, n) in spans {

@@ -6,7 +6,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::mem::Memory;
-use crate::num::{get_le, index, len_u64, low32};
+use crate::num::{index, len_u64, low16, low32};
 
 /// A piece of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +46,14 @@ pub struct BadBuffer;
 
 impl Chain {
     /// Walks the chain once. The queue crate ends chains that loop or leave guest memory. `table` is where the
-    /// queue's descriptors are.
-    pub fn collect(chain: DescriptorChain<&Memory>, table: GuestAddress) -> Self {
-        if let Some(all) = Chain::collect_table(chain.memory(), table, chain.head_index()) {
+    /// queue's descriptors are, `scratch` is kept for the next chain.
+    pub fn collect(
+        chain: DescriptorChain<&Memory>,
+        table: GuestAddress,
+        scratch: &mut Vec<u8>,
+    ) -> Self {
+        let head = chain.head_index();
+        if let Some(all) = Chain::collect_table(chain.memory(), table, head, scratch) {
             return all;
         }
         let mut all = Chain { head: chain.head_index(), ..Chain::default() };
@@ -60,7 +65,12 @@ impl Chain {
 
     /// A chain that is one indirect table with its descriptors one behind the other, as Linux makes them, read
     /// with one copy. `None`: some other chain, of which nothing is known yet.
-    fn collect_table(memory: &Memory, table: GuestAddress, head: u16) -> Option<Self> {
+    fn collect_table(
+        memory: &Memory,
+        table: GuestAddress,
+        head: u16,
+        scratch: &mut Vec<u8>,
+    ) -> Option<Self> {
         let first = table.0.checked_add(u64::from(head) * len_u64(DESCRIPTOR))?;
         let first: Descriptor = memory.read_obj(GuestAddress(first)).ok()?;
         let bytes = index(first.len().into());
@@ -71,27 +81,24 @@ impl Chain {
         if !whole {
             return None;
         }
-        // Most tables have three entries.
-        let (mut few, mut many);
-        let copy = if bytes <= 8 * DESCRIPTOR {
-            few = [0; 8 * DESCRIPTOR];
-            &mut few[..bytes]
-        } else {
-            many = [0; BULK * DESCRIPTOR];
-            &mut many[..bytes]
-        };
+        if scratch.len() < bytes {
+            scratch.resize(BULK * DESCRIPTOR, 0);
+        }
+        let copy = scratch.get_mut(..bytes)?;
         memory.read_slice(copy, first.addr()).ok()?;
         let mut all = Chain { head, ..Chain::default() };
-        if bytes > 8 * DESCRIPTOR {
+        if bytes > 4 * DESCRIPTOR {
             // All but the header or the status are on one side.
             let reads = u16::from_le_bytes([copy[28], copy[29]]) & WRITE != 0;
             let side = if reads { &mut all.writable } else { &mut all.readable };
             side.reserve(bytes / DESCRIPTOR);
         }
         let mut sum = 0u32;
-        for (i, d) in copy.chunks_exact(DESCRIPTOR).enumerate() {
-            let span = Span { at: GuestAddress(get_le(&d[..8])), len: low32(get_le(&d[8..12])) };
-            let (flags, next) = (u16::from_le_bytes([d[12], d[13]]), get_le(&d[14..16]));
+        for (i, d) in copy.as_chunks::<DESCRIPTOR>().0.iter().enumerate() {
+            let [[at, rest], ..] = d.as_chunks::<8>().0.as_chunks::<2>().0 else { return None };
+            let (at, rest) = (u64::from_le_bytes(*at), u64::from_le_bytes(*rest));
+            let span = Span { at: GuestAddress(at), len: low32(rest) };
+            let (flags, next) = (low16(rest >> 32), rest >> 48);
             sum = sum.checked_add(span.len)?;
             all.add(span, flags & WRITE != 0);
             match flags & !WRITE {
@@ -123,8 +130,21 @@ impl Chain {
         &self,
         offset: u64,
         len: u64,
-    ) -> impl Iterator<Item = (GuestAddress, u64)> {
+    ) -> impl Iterator<Item = (GuestAddress, u64)> + use<'_> {
         pieces(&self.readable, offset, len)
+    }
+
+    /// The same of the part that a transfer moves: the data of a write begin behind `header`.
+    pub fn moved_pieces(
+        &self,
+        direction: imgcore::graph::runs::Direction,
+        header: u64,
+        len: u64,
+    ) -> impl Iterator<Item = (GuestAddress, u64)> + use<'_> {
+        match direction {
+            imgcore::graph::runs::Direction::Read => pieces(&self.writable, 0, len),
+            imgcore::graph::runs::Direction::Write => pieces(&self.readable, header, len),
+        }
     }
 
     /// The same of the writable part.
@@ -134,6 +154,13 @@ impl Chain {
         len: u64,
     ) -> impl Iterator<Item = (GuestAddress, u64)> {
         pieces(&self.writable, offset, len)
+    }
+
+    /// Stores the last byte that the device may write.
+    pub fn write_last(&self, memory: &Memory, byte: u8) -> Result<(), BadBuffer> {
+        let span = self.writable.iter().rev().find(|s| s.len > 0).ok_or(BadBuffer)?;
+        let at = span.at.0.checked_add(u64::from(span.len) - 1).ok_or(BadBuffer)?;
+        memory.write_slice(&[byte], GuestAddress(at)).map_err(|_| BadBuffer)
     }
 
     /// Copies from the readable part, `offset` bytes in.
@@ -164,7 +191,11 @@ fn total(spans: &[Span]) -> u64 {
 }
 
 /// The pieces of `spans` that hold bytes `offset..offset + len`.
-fn pieces(spans: &[Span], offset: u64, len: u64) -> impl Iterator<Item = (GuestAddress, u64)> {
+fn pieces(
+    spans: &[Span],
+    offset: u64,
+    len: u64,
+) -> impl Iterator<Item = (GuestAddress, u64)> + use<'_> {
     let mut start: u64 = 0;
     let end = offset.saturating_add(len);
     spans.iter().filter_map(move |s| {
@@ -200,6 +231,10 @@ mod tests {
         c.write(&m, 1, b"x").unwrap();
         assert_eq!(c.write(&m, 1, b"xy"), Err(BadBuffer));
         assert_eq!((c.readable_len(), c.writable_len()), (7, 4));
+        assert_eq!(c.write_last(&m, 9), Err(BadBuffer));
+        let c = Chain { writable: vec![span(0x400, 2), span(0x500, 0)].into(), ..c };
+        c.write_last(&m, 9).unwrap();
+        assert_eq!(m.read_obj::<u8>(GuestAddress(0x401)).unwrap(), 9);
     }
 
     #[test]
@@ -212,7 +247,7 @@ mod tests {
             m.write_obj(next, GuestAddress(place + 14)).unwrap();
         };
         let (table, queue) = (0x2000, GuestAddress(0x1000));
-        let read = || Chain::collect_table(&m, queue, 3);
+        let read = || Chain::collect_table(&m, queue, 3, &mut Vec::new());
         for entries in [3u16, 8, 9, 258] {
             let len = 16 * u32::from(entries);
             put(0x1030, table, len, 4, 0);

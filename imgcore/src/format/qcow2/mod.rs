@@ -32,7 +32,9 @@
 //! # Locks
 //!
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
-//! It is held while tables are read or written, never while guest data are.
+//! It is held while tables are read or written, never while guest data are. Whoever changes tables takes
+//! the mutex `changes` before it (`changing`), so that a flush can let others look up while it waits for the
+//! disk, and nobody change.
 
 mod amend;
 mod amend_zero;
@@ -40,6 +42,7 @@ mod bitmap;
 mod bitmap_bits;
 mod bitmap_dir;
 pub mod cache;
+mod changing;
 mod check;
 mod check_compare;
 mod check_copied;
@@ -50,6 +53,8 @@ mod compress;
 mod crash_test;
 mod create;
 mod flush;
+#[cfg(test)]
+mod flush_test;
 pub mod header;
 mod image;
 pub mod layout;

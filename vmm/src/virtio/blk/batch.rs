@@ -9,6 +9,8 @@ use vm_memory::GuestAddress;
 
 use super::request::{Malformed, Request};
 use crate::block::stats::Op;
+use crate::block::vector::GuestPieces;
+use crate::mem::Memory;
 use crate::num::len_u64;
 use crate::virtio::Chain;
 
@@ -60,13 +62,10 @@ impl Item {
         }
     }
 
-    /// The guest's memory that is read from or written to the disk.
-    pub fn spans(&self) -> Vec<(GuestAddress, u64)> {
-        match self.request {
-            Ok(Request::Read { len, .. }) => self.chain.writable_pieces(0, len).collect(),
-            Ok(Request::Write { len, .. }) => self.chain.readable_pieces(HEADER, len).collect(),
-            _ => Vec::new(),
-        }
+    /// The guest's memory that bytes move from or to.
+    fn spans(&self) -> impl Iterator<Item = (GuestAddress, u64)> + use<'_> {
+        let moved = self.transfer().map(|t| self.chain.moved_pieces(t.direction, HEADER, t.len));
+        moved.into_iter().flatten()
     }
 
     fn pieces(&self) -> usize {
@@ -94,9 +93,9 @@ impl Group {
         self.transfer
     }
 
-    /// The guest's memory of all of it.
-    pub fn spans(&self) -> Vec<(GuestAddress, u64)> {
-        self.items.iter().flat_map(Item::spans).collect()
+    /// The guest's memory of all of it. `None` when some of it is none.
+    pub fn memory<'a>(&self, memory: &'a Memory) -> Option<GuestPieces<'a>> {
+        GuestPieces::gather_many(memory, self.items.iter().flat_map(Item::spans), self.pieces)
     }
 
     /// Adds a request that begins where this ends; gives back one that does not.
@@ -155,7 +154,7 @@ pub fn offsets(items: &[Item]) -> impl Iterator<Item = (&Item, u64, u64)> {
 
 /// Copies between a buffer for all of a group and the guest's memory.
 pub fn copy(
-    memory: &crate::mem::Memory,
+    memory: &Memory,
     items: &[Item],
     direction: Direction,
     buffer: &mut [u8],

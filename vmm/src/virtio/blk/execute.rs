@@ -102,7 +102,7 @@ impl Executor {
             return None;
         }
         let started = self.begin(&group.items);
-        let pieces = GuestPieces::gather(memory, group.spans().into_iter())?;
+        let pieces = group.memory(memory)?;
         let read = self.disk.backend().read_ready(at, &pieces).ok()?;
         (read == Direct::Done).then(|| self.conclude_all(memory, group, &started))
     }
@@ -133,7 +133,7 @@ impl Executor {
             return None;
         }
         let started = self.begin(&group.items);
-        let pieces = GuestPieces::gather(memory, group.spans().into_iter())?;
+        let pieces = group.memory(memory)?;
         let moved = match direction {
             Direction::Read => backend.read_direct(at, &pieces),
             Direction::Write => backend.write_direct(at, &pieces),
@@ -237,9 +237,8 @@ impl Executor {
 /// Writes a request's status.
 fn tell(memory: &Memory, chain: &Chain, done: Option<Done>) -> std::result::Result<Served, Broken> {
     let Some(Done(status, written)) = done else { return Ok(Served::Held) };
-    let at = chain.writable_len() - 1;
     chain
-        .write(memory, at, &[status])
+        .write_last(memory, status)
         .map_err(|_| Broken("the status of a block request lies outside guest memory".into()))?;
     // Drivers expect the status to be covered whenever data were written in full.
     Ok(Served::Done(low32((written + 1).min(u64::from(u32::MAX)))))

@@ -23,7 +23,6 @@ use crate::block::disk::Started;
 use crate::block::pool::BOUNCE;
 use crate::block::ring::{Buffers, Done, Durable, Ring, Task};
 use crate::block::stats::Op;
-use crate::block::vector::GuestPieces;
 use crate::mem::Memory;
 use crate::num::{index, len_u64};
 
@@ -181,7 +180,7 @@ impl Flights {
             return None;
         }
         let durable = if durable { Durable::Now } else { Durable::Later };
-        let pieces = GuestPieces::gather(memory, group.spans().into_iter())?;
+        let pieces = group.memory(memory)?;
         let (held, runs) = backend.pin(at, len, direction)?;
         let mut plan = Plan { last_word: durable == Durable::Now, ..Plan::default() };
         plan.held.push(held);

@@ -1,12 +1,13 @@
 //! Plans, applying, idempotence, undoing, and being killed at every step.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod fakes;
 mod shapes;
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use fakes::{same, snapshot};
 use hostprep::change::{
     self, Action, Applied, Effects, Force, HugepageWish, IsolateBy, JournalState, Plan,
     TreeEffects, Wishes,
@@ -16,56 +17,6 @@ use hostprep::net::{NetBackend, NetBefore, NetChange};
 use hostprep::units::CpuSet;
 use hostprep::{Error, Result};
 use shapes::{Fake, Shape, amd, intel, laptop};
-
-/// Everything below a folder that is not our own state: mode, owner, contents, link targets.
-fn snapshot(root: &Path) -> BTreeMap<String, (u32, u32, u32, Vec<u8>, i64)> {
-    fn walk(root: &Path, folder: &Path, out: &mut BTreeMap<String, (u32, u32, u32, Vec<u8>, i64)>) {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
-            if name == "var/lib/rhostprep" || name.starts_with("sys/module/.") {
-                continue;
-            }
-            let meta = path.symlink_metadata().unwrap();
-            let kernel = name.starts_with("proc/") || name.starts_with("sys/") || name == "net";
-            let (bytes, time) = if meta.is_dir() {
-                (Vec::new(), 0)
-            } else if meta.is_symlink() {
-                (std::fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(), 0)
-            } else {
-                // Kernel files have no times worth keeping.
-                (std::fs::read(&path).unwrap(), if kernel { 0 } else { meta.mtime_nsec() })
-            };
-            out.insert(name, (meta.mode(), meta.uid(), meta.gid(), bytes, time));
-            if meta.is_dir() {
-                walk(root, &path, out);
-            }
-        }
-    }
-    let mut out = BTreeMap::new();
-    walk(root, root, &mut out);
-    out
-}
-
-type Snapshot = BTreeMap<String, (u32, u32, u32, Vec<u8>, i64)>;
-
-/// Says which files differ.
-#[track_caller]
-fn same(now: &Snapshot, before: &Snapshot, what: &str) {
-    let mut wrong = Vec::new();
-    let names: std::collections::BTreeSet<&String> = now.keys().chain(before.keys()).collect();
-    for name in names {
-        if now.get(name) != before.get(name) {
-            let show = |side: &Snapshot| {
-                side.get(name).map(|(mode, uid, gid, bytes, time)| {
-                    format!("{mode:o} {uid} {gid} {time} {:?}", String::from_utf8_lossy(bytes))
-                })
-            };
-            wrong.push(format!("{name}: {:?} was {:?}", show(now), show(before)));
-        }
-    }
-    assert!(wrong.is_empty(), "{what}: {}", wrong.join("\n"));
-}
 
 /// A network that is a file of lines, one a link, address, table or daemon.
 struct FileNet(std::path::PathBuf);

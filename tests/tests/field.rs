@@ -98,6 +98,35 @@ fn a_signal_leaves_nothing_and_a_kill_only_the_part() {
 }
 
 #[test]
+fn what_differs_is_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    noise(&at.join("a.raw"), 3 << 20).unwrap();
+    good(at, &["convert", "-O", "qcow2", "a.raw", "b.qcow2"]).unwrap();
+    let same = good(at, &["diff", "a.raw", "b.qcow2"]).unwrap();
+    assert_eq!(same.out(), "Images are identical.\n");
+    let mut bytes = std::fs::read(at.join("a.raw")).unwrap();
+    bytes[70_000] ^= 1;
+    bytes[2_000_000..2_001_000].fill(0);
+    bytes.extend([0; 512]);
+    std::fs::write(at.join("c.raw"), bytes).unwrap();
+    let other = run(at, &["diff", "-f", "qcow2", "-F", "raw", "b.qcow2", "c.raw"]).unwrap();
+    assert_eq!(other.end, End::Exit(1));
+    let lines: Vec<String> =
+        other.out().lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let expected =
+        ["Offset Length", "0x11000 0x200", "0x1e8400 0x600", "2 ranges, 2 KiB (2048 bytes) differ"];
+    assert_eq!(lines, expected);
+    let json = run(at, &["diff", "-g", "64k", "--output", "json", "b.qcow2", "c.raw"]).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&json.out()).unwrap();
+    assert_eq!(value["ranges"][0], serde_json::json!({ "start": 65_536, "length": 65_536 }));
+    assert_eq!(value["bytes"], 131_072);
+    assert_eq!(value["virtual-sizes"], serde_json::json!([3 << 20, (3 << 20) + 512]));
+    assert_eq!(run(at, &["diff", "a.raw", "nosuch"]).unwrap().end, End::Exit(2));
+    assert_eq!(run(at, &["diff", "-g", "5", "a.raw", "b.qcow2"]).unwrap().end, End::Exit(2));
+}
+
+#[test]
 fn an_image_in_use_is_told_with_its_user() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path();

@@ -276,8 +276,24 @@ pub enum Net {
         /// Port, arrow, guest and port
         #[arg(required = true, num_args = 1..=3)]
         words: Vec<String>,
+        /// Have the network come back after a restart; its forwards come with it
+        #[arg(long)]
+        persist: bool,
         #[command(flatten)]
         consent: Consent,
+    },
+    /// Make networks with --persist again after a restart, as rhostprep-net.service does at boot
+    ///
+    /// What is missing of a network is made as it is recorded: bridge, addresses, packet filters with port forwards,
+    /// forwarding, DHCP. What is there stays, so this may be run at any time, as after somebody flushed all packet
+    /// filters. It is no new change: undoing or removing the network takes it away. Exit code: 0 all networks are
+    /// there, 1 an earlier change was interrupted, 2 a network is not there.
+    Restore {
+        /// Bridges (all networks with --persist unless given)
+        names: Vec<String>,
+        /// Give the network manager so long to make the bridges
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        wait: u64,
     },
     /// Show interfaces and networks
     Show,
@@ -347,7 +363,7 @@ pub struct NetInside {
     /// Give addresses out (dnsmasq)
     #[arg(long)]
     pub dhcp: bool,
-    /// Also write the files of whoever manages the network here
+    /// Have it come back after a restart: bridge, packet filters, port forwards, forwarding, DHCP
     #[arg(long)]
     pub persist: bool,
     #[command(flatten)]

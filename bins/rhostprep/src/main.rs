@@ -6,7 +6,6 @@
 mod args;
 mod commands;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -16,11 +15,7 @@ fn main() -> ExitCode {
     match commands::run(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            // Standard error that cannot be written leaves nobody to tell.
-            let _ = writeln!(std::io::stderr(), "rhostprep: {error}");
-            if let Some(remedy) = error.remedy_text() {
-                let _ = writeln!(std::io::stderr(), "  remedy: {remedy}");
-            }
+            commands::warn(&error.to_string(), error.remedy_text());
             ExitCode::from(2)
         }
     }

@@ -183,10 +183,13 @@ fn pages_and_completions() {
     assert!(page.contains(".TH") && page.contains("check"), "{page}");
     let page = out(&rhostprep(&["man", "net", "nat"]));
     assert!(page.contains("\\-\\-subnet"), "{page}");
+    let page = out(&rhostprep(&["man", "net", "restore"]));
+    assert!(page.contains("\\-\\-wait") && page.contains("Exit code"), "{page}");
     assert_eq!(rhostprep(&["man", "nothing"]).status.code(), Some(2));
     for shell in ["bash", "zsh", "fish"] {
         let text = out(&rhostprep(&["completions", shell]));
         assert!(text.contains("rhostprep") && text.contains("hugepages"), "{shell}");
+        assert!(text.contains("restore"), "{shell}");
     }
     let list = out(&rhostprep(&["check", "--list"]));
     assert_eq!(list.lines().count(), 64);
@@ -211,7 +214,7 @@ fn read_by(program: &str, arguments: &[&str], text: &str) {
 
 #[test]
 fn pages_and_completions_are_read_by_their_readers() {
-    let pages: [&[&str]; 8] = [
+    let pages: [&[&str]; 9] = [
         &[],
         &["check"],
         &["apply"],
@@ -219,6 +222,7 @@ fn pages_and_completions_are_read_by_their_readers() {
         &["net"],
         &["net", "bridge"],
         &["net", "nat"],
+        &["net", "restore"],
         &["pin"],
     ];
     for words in pages {

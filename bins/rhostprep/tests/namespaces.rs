@@ -41,13 +41,16 @@ fn scenario_with(name: &str, more: &[&'static str]) {
     let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     // A process namespace of its own, so that daemons end with the test and pgrep sees only ours.
     let output = Command::new("timeout")
-        .args(["-k", "5", "300", "unshare", "-mnpf", "--mount-proc", "bash", script])
+        .args(["-k", "5", "900", "unshare", "-mnpf", "--mount-proc", "bash", script])
         .args([env!("CARGO_BIN_EXE_rhostprep"), name])
         .arg(disk.path())
         .stdin(Stdio::null())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
+    for line in text.lines().filter(|line| line.starts_with("SKIPPED ")) {
+        eprintln!("{line} (namespaces::{name})");
+    }
     assert!(
         output.status.success() && text.ends_with("PASSED\n"),
         "{name}: {}\n{text}{}",
@@ -109,6 +112,21 @@ fn bridge_gets_a_lease_by_systemd_networkd() {
 #[test]
 fn what_is_persisted_makes_the_bridge_at_boot() {
     scenario_with("persist", &["systemd-networkd", "networkctl", "dbus-daemon"]);
+}
+
+#[test]
+fn networks_come_back_after_a_restart() {
+    scenario_with("restart", &["systemd-networkd", "networkctl", "dbus-daemon"]);
+}
+
+#[test]
+fn what_networks_share_stays_with_those_that_stay() {
+    scenario("restart-shared");
+}
+
+#[test]
+fn networks_come_back_with_ifupdown_alone() {
+    scenario("restart-ifupdown");
 }
 
 #[test]

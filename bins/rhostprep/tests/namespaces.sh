@@ -64,6 +64,34 @@ state() {
     (cd /run/etc-changes/upper && find . -type f -exec sha256sum {} +)
     nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; { ls /run | grep -v '^t$\|netns\|mount\|etc-changes' || true; }; ps -eo state=,pid=,comm= | grep '^[^Z].*dnsmasq$' | cut -d' ' -f2- || true
 }
+# Folders and files that persisting makes, whatever is in them.
+etc() { find /etc/systemd /etc/network -printf '%p %y %m %T@\n' 2>/dev/null | grep -v '^/etc/systemd/network d\|^/etc/systemd/system d\|^/etc/network/interfaces.d d' | sort; }
+# Bound to fail where something of rhostprep does not survive a restart: all that lives in the kernel or in /run goes.
+restart() {
+    for link; do ip link del "$link" 2>/dev/null || true; done
+    nft flush ruleset
+    pkill -x dnsmasq || true
+    until_true sh -c '! pgrep -x dnsmasq'
+    rm -f /run/rhostprep-*
+    echo 0 > /proc/sys/net/ipv4/ip_forward
+}
+entries() { ls /var/lib/rhostprep | grep -c journal; }
+lease_script() {
+    cat > /run/t/lease <<'S'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr flush dev "$interface"
+ip addr add "$ip/24" dev "$interface"; ip route add default via "$router"; echo "$ip" > /run/t/ip
+S
+    chmod +x /run/t/lease
+}
+lease() { timeout 30 ip netns exec "$1" udhcpc -i eth0 -t 9 -T 1 -n -q -f -s /run/t/lease >/run/t/udhcpc 2>&1 </dev/null || { cat /run/t/udhcpc; fail "$2: no lease"; }; }
+forwarded() { # guest, what
+    timeout 10 ip netns exec "$1" busybox nc -l -p 80 -e echo hello </dev/null &
+    until_true ip netns exec "$1" sh -c 'grep -q ":0050 " /proc/net/tcp*'
+    [ "$(timeout 5 ip netns exec far busybox nc 203.0.113.2 8080 </dev/null)" = hello ] || fail "$2: the forward does not work"
+    wait $!
+}
 same() { state > /run/t/after; diff /run/t/before /run/t/after || fail "$1: not as before"; }
 guest() { # name address
     ip netns add "$1"
@@ -81,19 +109,15 @@ nat)
     "$R" net nat other --subnet 192.168.122.128/25 --yes 2>/dev/null && fail "overlap was taken"
     guest g1
     "$R" ifup g1 --bridge virbr0
-    cat > /run/t/lease <<'S'
-#!/bin/sh
-[ "$1" = bound ] || exit 0
-ip addr add "$ip/24" dev "$interface"; ip route add default via "$router"; echo "$ip" > /run/t/ip
-S
-    chmod +x /run/t/lease
-    timeout 20 ip netns exec g1 udhcpc -i eth0 -t 5 -T 1 -n -q -f -s /run/t/lease >/run/t/udhcpc 2>&1 </dev/null || { cat /run/t/udhcpc; fail "no lease"; }
+    lease_script
+    lease g1 nat
     reach g1 203.0.113.1
     "$R" net forward "8080 -> $(cat /run/t/ip):80" --yes </dev/null >/dev/null
     timeout 5 ip netns exec g1 busybox nc -l -p 80 -e echo hello </dev/null &
     sleep 0.5
     [ "$(timeout 5 ip netns exec far busybox nc 203.0.113.2 8080 </dev/null)" = hello ] || fail "the forward does not work"
     "$R" net forward "8080 -> 192.168.122.9:81" --yes 2>/dev/null </dev/null && fail "port taken twice"
+    ip -n far route add 192.168.122.0/24 via 203.0.113.2
     timeout 3 ip netns exec far ping -q -c1 -W1 "$(cat /run/t/ip)" >/dev/null && fail "guests are open to the outside"
     # A second network keeps forwarding on when the first one goes.
     "$R" net nat virbr1 --subnet 192.168.150.0/24 --yes </dev/null >/dev/null
@@ -278,6 +302,178 @@ persist)
     "$R" net remove br0 >/dev/null
     ls /etc/systemd/network | diff /run/t/files - || fail "files stayed"
     [ -e /sys/class/net/br0 ] && fail "the bridge stayed" || true ;;
+restart)
+    # systemd and its network manager are here; systemd-networkd makes the bridges, and rhostprep the rest.
+    rm -f /etc/systemd/network/*
+    mkdir -p /etc/systemd/network /run/systemd/netif /run/systemd/system /run/dbus
+    state > /run/t/before
+    etc > /run/t/etc
+    nat() { "$R" net nat virbr0 --subnet 192.168.122.0/24 --dhcp "$@" --yes </dev/null; }
+    # Asked for later, only what is needed for it is added.
+    nat >/dev/null
+    nat --persist >/run/t/log || { cat /run/t/log; fail "not persisted"; }
+    grep -q '^5/5 change /var/lib/rhostprep/networks/virbr0.json' /run/t/log || fail "made anew: $(cat /run/t/log)"
+    nat --persist | grep -q 'nothing to do' || fail "not idempotent"
+    nat | grep -q 'nothing to do' || fail "not idempotent without --persist"
+    "$R" net show | grep -q 'network virbr0: nat 192.168.122.0/24, DHCP, comes back' || fail "not shown"
+    "$R" net remove virbr0 >/dev/null
+    same "persisted later"; etc | diff /run/t/etc - || fail "persisted later: files"
+    nat --persist >/dev/null
+    "$R" net forward "8080 -> 192.168.122.140:80" --persist --yes </dev/null >/run/t/log
+    grep -q 'comes back after a restart' /run/t/log || fail "not said: $(cat /run/t/log)"
+    "$R" net isolated iso0 --subnet 10.99.0.0/24 --persist --yes </dev/null >/dev/null
+    "$R" net routed rt0 --subnet 192.168.77.0/24 --yes </dev/null >/dev/null
+    if command -v systemd-analyze >/dev/null; then
+        systemd-analyze verify /etc/systemd/system/rhostprep-net.service >/run/t/log 2>&1 || fail "the unit: $(cat /run/t/log)"
+        grep rhostprep /run/t/log && fail "the unit: $(cat /run/t/log)"
+    else
+        echo "SKIPPED the unit's syntax: no systemd-analyze"
+    fi
+    grep -qx 'Wants=rhostprep-net.service' /etc/systemd/system/multi-user.target.d/*.conf || fail "nothing starts the unit"
+    entries > /run/t/entries
+    restart virbr0 iso0 rt0
+    # What the unit does, begun before the manager has made anything.
+    start=$(sed -n 's/^ExecStart=//p' /etc/systemd/system/rhostprep-net.service)
+    sh -c "$start" >/run/t/restored 2>&1 </dev/null &
+    restoring=$!
+    sleep 1
+    [ -e /run/rhostprep-virbr0.up ] && fail "the manager was not waited for"
+    networkd_here
+    wait $restoring || { cat /run/t/restored; fail "not restored"; }
+    grep -q '^virbr0: made again: packet filters, forwarding, dnsmasq$' /run/t/restored || fail "said $(cat /run/t/restored)"
+    grep -q '^iso0: made again: packet filters$' /run/t/restored || fail "said $(cat /run/t/restored)"
+    grep -q '^rt0: was made without --persist' /run/t/restored || fail "said $(cat /run/t/restored)"
+    [ "$(nft list tables | grep -c rhostprep_)" = 2 ] || fail "tables: $(nft list tables)"
+    # A host with the address that is forwarded to.
+    works() {
+        guest g1
+        "$R" ifup g1 --bridge virbr0
+        lease g1 "$1"
+        reach g1 203.0.113.1
+        ip -n g1 addr flush dev eth0
+        ip -n g1 addr add 192.168.122.140/24 dev eth0
+        ip -n g1 route add default via 192.168.122.1
+        forwarded g1 "$1"
+        timeout 3 ip netns exec far ping -q -c1 -W1 192.168.122.140 >/dev/null && fail "$1: guests are open to the outside"
+        ip link del g1
+        ip netns del g1
+    }
+    lease_script
+    # Who knows a way to the guests is still not let in.
+    ip -n far route add 192.168.122.0/24 via 203.0.113.2
+    works "after a restart"
+    "$R" net restore > /run/t/restored || fail "restored again: $?"
+    [ "$(grep -c 'is as recorded$' /run/t/restored)" = 2 ] || fail "not idempotent: $(cat /run/t/restored)"
+    # Somebody flushes what is not theirs, or takes the bridge away.
+    nft flush ruleset
+    "$R" net restore virbr0 | grep -qx 'virbr0: made again: packet filters' || fail "filters were not made again"
+    ip link del virbr0
+    "$R" net restore >/dev/null
+    works "after the bridge was deleted"
+    "$R" net restore nothere 2>/dev/null && fail "an unknown network"
+    entries | diff /run/t/entries - || fail "the journal grows"
+    # Everything goes in the order in which it came, and nothing stays.
+    "$R" net remove rt0 >/dev/null
+    "$R" undo >/dev/null
+    "$R" net show | grep -q iso0 && fail "the newest is iso0"
+    "$R" undo >/dev/null
+    nft list ruleset | grep -q 'dnat ip to' && fail "the forward stayed"
+    "$R" undo >/dev/null
+    # The daemon that made the bridges keeps them in mind, but not what has gone.
+    same "undone one by one after a restart"; etc | diff /run/t/etc - || fail "undone: files" ;;
+restart-shared)
+    # Nobody manages the network; systemd starts what we write. The first network that is persisted goes first.
+    hide NetworkManager
+    rm -rf /run/systemd; mkdir -p /run/systemd/system
+    mount -t tmpfs tmpfs /etc/netplan 2>/dev/null || true
+    rm -f /etc/network/interfaces
+    state > /run/t/before
+    etc > /run/t/etc
+    "$R" net nat n1 --subnet 192.168.91.0/24 --persist --yes </dev/null >/dev/null || fail "no manager, no network"
+    "$R" net nat n2 --subnet 192.168.92.0/24 --dhcp --persist --yes </dev/null >/dev/null
+    "$R" net nat n3 --subnet 192.168.93.0/24 --yes </dev/null >/dev/null
+    "$R" net remove n1 > /run/t/log
+    grep -q '^n2 keeps what it shared' /run/t/log || fail "said $(cat /run/t/log)"
+    [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] || fail "n2 lost its forwarding"
+    [ -e /etc/systemd/system/rhostprep-net.service ] || fail "n2 lost the unit"
+    entries > /run/t/entries
+    restart n2 n3
+    "$R" net restore --wait 30 > /run/t/log || fail "not restored"
+    grep -q '^n2: made again: the bridge, its address 192.168.92.1/24, packet filters, forwarding, dnsmasq$' /run/t/log || fail "said $(cat /run/t/log)"
+    "$R" net nat n3 --subnet 192.168.93.0/24 --persist --yes </dev/null >/dev/null
+    restart n2 n3
+    "$R" net restore >/dev/null
+    "$R" net restore >/dev/null
+    # Not from here, but undone.
+    "$R" status > /run/t/log
+    "$R" net remove n2 > /run/t/log
+    grep -q '^n3 keeps' /run/t/log || fail "said $(cat /run/t/log)"
+    [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] || fail "n3 lost its forwarding"
+    restart n3
+    "$R" net remove n3 >/dev/null
+    same "removed in the order of making"; etc | diff /run/t/etc - || fail "removed: files"
+    # Forwarding that was on for another reason is not in the network's entry: restoring makes one, once.
+    echo 1 > /proc/sys/net/ipv4/ip_forward
+    "$R" net nat n1 --subnet 192.168.91.0/24 --persist --yes </dev/null >/dev/null
+    restart n1
+    "$R" net restore | grep -q 'what it shares' || fail "forwarding was not made"
+    entries > /run/t/entries
+    restart n1
+    "$R" net restore >/dev/null
+    [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] || fail "no forwarding"
+    entries | diff /run/t/entries - || fail "the journal grows"
+    "$R" net remove n1 >/dev/null
+    same "forwarding was on"; etc | diff /run/t/etc - || fail "forwarding was on: files"
+    # A change that was interrupted is told of, and a damaged record does not keep others from coming back.
+    "$R" net nat n1 --subnet 192.168.91.0/24 --persist --yes </dev/null >/dev/null
+    echo '{' > /var/lib/rhostprep/networks/a0.json
+    restart n1
+    "$R" net restore > /run/t/log 2>&1 && fail "a damaged record is no error"
+    grep -q 'a0: .*damaged' /run/t/log && grep -q '^n1: made again' /run/t/log || fail "said $(cat /run/t/log)"
+    rm /var/lib/rhostprep/networks/a0.json
+    "$R" net remove n1 >/dev/null
+    same "beside a damaged record"
+    # Neither systemd nor ifupdown: nobody would start it.
+    rm -rf /run/systemd
+    "$R" net nat n1 --subnet 192.168.91.0/24 --persist --yes 2>/run/t/log </dev/null && fail "nobody starts it at boot"
+    grep -q 'remedy: leave --persist away' /run/t/log || fail "$(cat /run/t/log)"
+    umount /usr/sbin ;;
+restart-ifupdown)
+    # A host without systemd: ifupdown makes the bridge, and runs what stands in its stanza.
+    rm -rf /run/systemd /etc/network
+    mkdir -p /etc/network/interfaces.d /etc/network/if-pre-up.d /etc/network/if-up.d /etc/network/if-down.d /etc/network/if-post-down.d
+    echo 'source /etc/network/interfaces.d/*' > /etc/network/interfaces
+    mount -t tmpfs tmpfs /etc/netplan 2>/dev/null || true
+    state > /run/t/before
+    etc > /run/t/etc
+    "$R" net nat virbr0 --dhcp --persist --yes </dev/null >/dev/null || fail "no network"
+    "$R" net forward "8080 -> 192.168.122.140:80" --yes </dev/null >/run/t/log
+    grep -q 'it comes back' /run/t/log || fail "not said"
+    [ -e /etc/systemd/system/rhostprep-net.service ] && fail "a unit without systemd"
+    restart virbr0
+    # bridge-utils makes the bridge before ifup does the rest.
+    ip link add virbr0 type bridge
+    ifup=${RHOSTPREP_PARSERS:-/none}/sbin/ifup
+    ifdown=${RHOSTPREP_PARSERS:-/none}/sbin/ifdown
+    if [ -x "$ifup" ]; then
+        mkdir -p /run/network
+        "$ifup" virbr0 > /run/t/log 2>&1 || fail "ifup: $(cat /run/t/log)"
+    else
+        echo "SKIPPED ifup itself: no RHOSTPREP_PARSERS; its commands are run instead"
+        ip addr add 192.168.122.1/24 dev virbr0
+        ip link set virbr0 up
+        sed -n 's/^ *post-up //p' /etc/network/interfaces.d/rhostprep-virbr0 > /run/t/up
+        sed -n 's/^ *pre-down //p' /etc/network/interfaces.d/rhostprep-virbr0 > /run/t/down
+        sh -e /run/t/up > /run/t/log || fail "post-up: $(cat /run/t/log)"
+    fi
+    grep -q '^virbr0: made again: packet filters, forwarding, dnsmasq$' /run/t/log || fail "said $(cat /run/t/log)"
+    nft list ruleset | grep -q '192.168.122.140:80' || fail "no forward"
+    if [ -x "$ifdown" ]; then "$ifdown" virbr0 > /run/t/log 2>&1 || fail "ifdown: $(cat /run/t/log)"; else sh -e /run/t/down; fi
+    until_true sh -c '! pgrep -x dnsmasq'
+    rm -rf /run/network
+    ip link del virbr0
+    "$R" net remove virbr0 >/dev/null
+    same restart-ifupdown; etc | diff /run/t/etc - || fail "restart-ifupdown: files" ;;
 grub)
     # Real grub-mkconfig and grub-script-check, unpacked below $RHOSTPREP_PARSERS, over /usr and /etc of this namespace;
     # /boot is on a real disk, as grub-probe asks which.
@@ -426,11 +622,43 @@ every-call)
             same "$what undone"
         done
     }
-    mkdir -p /etc/sysctl.d
+    mkdir -p /etc/sysctl.d /run/systemd/system
     state > /run/t/before
-    each nat net nat virbr0 --dhcp --yes
+    each nat net nat virbr0 --dhcp --persist --yes
     each bridge net bridge br0 --port out --yes
     each sysctl apply --sysctl net.ipv4.ip_forward=1 --memlock 1G --yes
+    # Making a network again is no change of its own: killed anywhere, it can be done again, or the network undone.
+    rm -rf /etc/systemd/system/multi-user.target.d
+    state > /run/t/before
+    # Numbers of interfaces and processes are new ones each time, and so is the MAC.
+    shape() { state | sed 's/^[0-9]*: //; s/link.ether [^ ]*//; s/^ *[0-9]* dnsmasq/dnsmasq/'; }
+    up() {
+        "$R" net nat virbr0 --dhcp --persist --yes </dev/null >/dev/null
+        "$R" net forward "8080 -> 192.168.122.140:80" --yes </dev/null >/dev/null
+        shape > /run/t/up
+    }
+    up
+    for call in $calls; do
+        at=1
+        restart virbr0
+        until kill_at $at net restore; do
+            deaths=$((deaths + 1))
+            [ $at -lt 1500 ] || fail "restoring does not end"
+            if [ $((at % 2)) = 0 ]; then
+                "$R" net remove virbr0 >/dev/null || fail "not removed, killed at $call $at"
+                same "restoring killed at $call $at, removed"
+                up
+            else
+                "$R" net restore >/dev/null || fail "not restored, killed at $call $at"
+                shape | diff /run/t/up - || fail "restoring killed at $call $at"
+            fi
+            restart virbr0
+            at=$((at + 1))
+        done
+        shape | diff /run/t/up - || fail "restored"
+    done
+    "$R" net remove virbr0 >/dev/null
+    same "restored and removed"
     echo "$deaths deaths"
     [ $deaths -gt 150 ] || fail "only $deaths places to die" ;;
 scripts)

@@ -38,6 +38,8 @@ pub struct Common<'a> {
     pub secrets: Secrets,
     /// `--force` (`--overwrite` in dd).
     pub overwrite: bool,
+    /// What is said when a signal ended the job.
+    pub interrupted: &'static str,
     allow: Vec<PathBuf>,
     named: Vec<PathBuf>,
 }
@@ -56,6 +58,7 @@ impl<'a> Common<'a> {
             output: Output::Human,
             secrets: Secrets::default(),
             overwrite: false,
+            interrupted: "Interrupted; unfinished files were removed",
             allow: Vec::new(),
             named: Vec::new(),
         }
@@ -222,8 +225,7 @@ impl<'a> Common<'a> {
         let result = job(&Job { policy: &policy, watcher: reporter }).map_err(Into::into);
         reporter.complete(result.is_ok());
         if reporter.interrupted() && result.is_err() {
-            return Err(Failure::new("Interrupted; unfinished files were removed")
-                .with_code(reporter.interrupt_code()));
+            return Err(Failure::new(self.interrupted).with_code(reporter.interrupt_code()));
         }
         result
     }

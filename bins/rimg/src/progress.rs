@@ -2,7 +2,8 @@
 //!
 //! * `-p` on a terminal: a bar with rate and remaining time; elsewhere, and as qemu-img, percentages
 //!   with carriage returns.
-//! * `--progress=json`: one object a line, on stderr, so that stdout stays the result's: `phase`,
+//! * `--progress=json`: one object a line, on stderr, so that stdout stays the result's: `phase` (`working`,
+//!   `verifying`, `finishing`, `done`),
 //!   `bytes` of `total`, `percent`, seconds `elapsed`, `rate` in bytes a second, `eta` in seconds.
 //! * SIGUSR1: one line on stderr, whether or not `-p` was given.
 //! * SIGINT, SIGTERM, SIGHUP: the job ends as soon as it can and removes its unfinished files. A
@@ -58,8 +59,8 @@ enum View {
 /// How far a job is, in words.
 #[derive(Clone, Copy)]
 enum Phase {
-    /// Going through the image.
-    Working,
+    /// Going through the image; the pass has this name.
+    Working(&'static str),
     /// All bytes were gone through; they are being brought to disk.
     Finishing,
     /// At its end, successfully.
@@ -69,7 +70,7 @@ enum Phase {
 impl Phase {
     fn name(self) -> &'static str {
         match self {
-            Phase::Working => "working",
+            Phase::Working(name) => name,
             Phase::Finishing => "finishing",
             Phase::Done => "done",
         }
@@ -77,6 +78,7 @@ impl Phase {
 }
 
 struct State {
+    phase: &'static str,
     done: u64,
     total: u64,
     /// What was shown last, in hundredths of a percent.
@@ -100,7 +102,7 @@ impl Reporter {
         };
         let program = session.program.clone();
         let now = Instant::now();
-        let state = State { done: 0, total: 0, shown: None, last_line: now };
+        let state = State { phase: "working", done: 0, total: 0, shown: None, last_line: now };
         let reporter = Reporter {
             program,
             view,
@@ -205,15 +207,28 @@ impl Watcher for Reporter {
                 bar.set_position(state.done);
             }
             View::Json => {
+                let working = Phase::Working(state.phase);
                 let all = state.done == total && total > 0;
                 let finishing = all && state.shown != Some(ALL);
                 let due = state.shown.is_none() || state.last_line.elapsed() >= JSON_INTERVAL;
                 if due || finishing {
                     state.shown = Some(part);
                     state.last_line = Instant::now();
-                    self.json_line(&state, if all { Phase::Finishing } else { Phase::Working });
+                    self.json_line(&state, if all { Phase::Finishing } else { working });
                 }
             }
+        }
+    }
+
+    fn phase(&self, name: &'static str) {
+        let mut state = self.lock();
+        state.phase = name;
+        state.done = 0;
+        state.shown = None;
+        if let View::Bar(bar) = &self.view {
+            bar.set_position(0);
+            bar.reset_eta();
+            bar.set_message(format!("{name} "));
         }
     }
 
@@ -244,7 +259,8 @@ fn on_terminal() -> bool {
 
 fn bar() -> ProgressBar {
     let bar = ProgressBar::new(1);
-    let template = "{percent:>3}% [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+    let template =
+        "{msg}{percent:>3}% [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }

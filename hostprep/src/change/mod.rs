@@ -30,4 +30,5 @@ pub use journal::{Journal, JournalState, Lock, Record, STATE_FOLDER};
 pub use plan::{Plan, describe};
 pub use program::Programs;
 pub use run::{Applied, Force, Progress, apply, list, undo};
+pub(crate) use run::{again, locked, readable};
 pub use wishes::{HugepageWish, IsolateBy, Wishes, plan};

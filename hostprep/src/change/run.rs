@@ -40,8 +40,20 @@ pub fn apply(effects: &mut dyn Effects, plan: &Plan, progress: Progress) -> Resu
     locked(effects, |effects| apply_locked(effects, plan, progress))
 }
 
+/// Does an action that the journal `tag` owns once more, as a restart of the host has undone it; nothing is written
+/// down, as that journal's undo restores what was before. Returns whether it was not so already.
+pub fn again(effects: &mut dyn Effects, action: &Action, tag: &str) -> Result<bool> {
+    if plan::is_so(&look(effects), action) {
+        return Ok(false);
+    }
+    let before = remember(effects, action)?;
+    effects.checkpoint("again");
+    perform(effects, action, &before, tag)?;
+    Ok(!matches!(action, Action::Net(_)) || remember(effects, action)? != before)
+}
+
 /// Does something while we, and all programs started by it, hold the lock.
-fn locked<T>(
+pub fn locked<T>(
     effects: &mut dyn Effects,
     work: impl FnOnce(&mut dyn Effects) -> Result<T>,
 ) -> Result<T> {
@@ -105,6 +117,11 @@ fn one(
 /// All journals, oldest first.
 pub fn list(root: &std::path::Path) -> Result<Vec<Journal>> {
     journal::names(root).iter().map(|id| Journal::load(root, id)).collect()
+}
+
+/// All journals that can be read, oldest first.
+pub fn readable(root: &std::path::Path) -> Vec<Journal> {
+    journal::names(root).iter().filter_map(|id| Journal::load(root, id).ok()).collect()
 }
 
 /// Undoes a journal, the newest that is not undone when none is named. Returns its number.

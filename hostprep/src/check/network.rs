@@ -12,10 +12,12 @@ pub fn manager(host: &Host, _wanted: &Wanted) -> Outcome {
     let shown = manager.name();
     let source = "/etc/netplan, /run/NetworkManager, /run/systemd/netif, /etc/network/interfaces";
     if manager == NetworkManager::None {
-        return Outcome::info(
-            "no manager was recognised: bridges made here are gone after a restart",
-        )
-        .read(source, "none");
+        let text = if host.exists("/run/systemd/system") {
+            "no manager was recognised: bridges to the outside are gone after a restart; networks behind this host come back with --persist"
+        } else {
+            "no manager was recognised: bridges made here are gone after a restart"
+        };
+        return Outcome::info(text).read(source, "none");
     }
     Outcome::info(format!("{shown}; `rhostprep net ... --persist` writes its files"))
         .read(source, shown)

@@ -87,6 +87,7 @@ impl NetBackend for Kernel {
                 firewall::accepted(&self.programs, bridge)?
                     || legacy::accepted(&self.programs, bridge)?,
             ),
+            NetChange::Belongs { .. } => there(true),
             NetChange::Dnsmasq { pid_file, .. } => there(daemon::running(pid_file).is_some()),
             NetChange::DhcpClient { link, pid_file, .. } => {
                 leased(&mut socket, link, daemon::running(pid_file).is_some())?
@@ -110,6 +111,7 @@ impl NetBackend for Kernel {
                 }
                 socket.set_up(link.index, true)
             }
+            (NetChange::Belongs { .. }, _) => Ok(()),
             (NetChange::RemoveBridge { name }, _) => socket.remove_link(name),
             (NetChange::Enslave { port, bridge }, NetBefore::Port(state)) => {
                 enslave::perform(&mut socket, port, bridge, state)

@@ -84,6 +84,11 @@ pub enum NetChange {
         /// What is in it.
         text: String,
     },
+    /// Changes nothing: what follows in the plan is for this network, and goes when it is removed.
+    Belongs {
+        /// The network's bridge.
+        bridge: String,
+    },
     /// Removes a bridge that has no ports left but taps.
     RemoveBridge {
         /// Its name.
@@ -166,6 +171,7 @@ impl NetChange {
             Self::Networkd { link, path, .. } => {
                 format!("let systemd-networkd ask for an address of {link} ({path})")
             }
+            Self::Belongs { bridge } => format!("what follows is for the network {bridge}"),
             Self::RemoveBridge { name } => format!("remove the bridge {name}"),
         }
     }
@@ -182,6 +188,7 @@ impl NetChange {
             Self::Dnsmasq { .. } => "stop it".into(),
             Self::DhcpClient { .. } => "stop it and take its addresses away".into(),
             Self::Networkd { .. } => "remove the file and the addresses".into(),
+            Self::Belongs { .. } => "nothing".into(),
             Self::RemoveBridge { name } => format!("make {name} again"),
         }
     }

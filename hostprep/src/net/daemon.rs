@@ -25,11 +25,21 @@ pub fn running(pid_file: &str) -> Option<i32> {
     pids.into_iter().find(|pid| *pid != own && is_it(*pid, pid_file))
 }
 
+/// Whether it still lets go of what it has: its memory, and the command line with it, goes before its sockets do
+/// (exit_mm and exit_files in the kernel's do_exit). A zombie has nothing left.
+fn ending(pid: i32) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name is in parentheses and may hold any; the state is behind them (proc_pid_stat(5)).
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    line.is_empty() && state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
 /// Stops it and waits; one that is gone is fine. Where there are several (a daemon and who started it), all.
 pub fn stop(pid_file: &str) -> Result<()> {
     let start = Instant::now();
-    let mut told = None;
-    while let Some(pid) = running(pid_file) {
+    let mut told: Option<i32> = None;
+    while let Some(pid) = running(pid_file).or(told.filter(|pid| ending(*pid))) {
         if told != Some(pid) {
             // SAFETY: sends a signal; `running` made sure whom it meets.
             unsafe { libc::kill(pid, libc::SIGTERM) };

@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::change::NetChange;
-use super::models::Model;
-use super::registry;
+use super::inside;
+use super::models::{Model, Persist};
+use super::registry::{self, Network};
 use super::table::{table_body, table_name};
 use crate::change::{Action, Plan};
 use crate::error::{Error, Result};
@@ -52,18 +53,21 @@ impl Forward {
     }
 }
 
-/// The plan for a forward into one of our networks.
-pub fn forward(host: &Host, forward: &Forward) -> Result<Plan> {
+/// The plan for a forward into one of our networks. It comes back after a restart when the network does, which
+/// `persist` asks for.
+pub fn forward(host: &Host, forward: &Forward, persist: &Persist) -> Result<Plan> {
     let mut found = None;
+    let taken = |network: &Network| {
+        network
+            .forwards
+            .iter()
+            .any(|other| other.port == forward.port && other.protocol == forward.protocol)
+    };
     for name in registry::names(host) {
         let network = registry::load(host, &name)?;
         if network.subnet.is_some_and(|subnet| subnet.contains(forward.guest)) {
             found = Some(network);
-        } else if network
-            .forwards
-            .iter()
-            .any(|other| other.port == forward.port && other.protocol == forward.protocol)
-        {
+        } else if taken(&network) {
             return Err(Error::refused(format!(
                 "port {} is forwarded into {name} already",
                 forward.port
@@ -77,25 +81,29 @@ pub fn forward(host: &Host, forward: &Forward) -> Result<Plan> {
         ))
         .remedy("rhostprep net nat virbr0 --subnet 192.168.122.0/24"));
     };
-    if network.forwards.contains(forward) {
-        return Ok(Plan::default());
-    }
-    if network
-        .forwards
-        .iter()
-        .any(|other| other.port == forward.port && other.protocol == forward.protocol)
-    {
-        return Err(Error::refused(format!(
-            "port {} is forwarded to another guest already",
-            forward.port
-        )));
-    }
-    network.forwards.push(forward.clone());
     let mut plan = Plan::default();
-    plan.actions.push(Action::Net(NetChange::Table {
-        name: table_name(&network.name),
-        body: table_body(&network),
-    }));
+    if !network.forwards.contains(forward) {
+        if taken(&network) {
+            return Err(Error::refused(format!(
+                "port {} is forwarded to another guest already",
+                forward.port
+            )));
+        }
+        network.forwards.push(forward.clone());
+        plan.actions.push(Action::Net(NetChange::Table {
+            name: table_name(&network.name),
+            body: table_body(&network),
+        }));
+        if network.persisted {
+            let name = &network.name;
+            plan.notes.push(format!("it comes back after a restart, as its network {name} does"));
+        }
+    }
+    if let Persist::Yes { program } = persist {
+        network.persisted = true;
+        inside::persist(host, &mut plan, &network, program)?;
+    }
     plan.add(host, registry::file(&network)?);
+    inside::belong(&mut plan, &network.name);
     Ok(plan)
 }

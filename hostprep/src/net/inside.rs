@@ -2,17 +2,28 @@
 
 use std::net::Ipv4Addr;
 
+use super::boot::{self, Starter};
 use super::change::NetChange;
-use super::models::{Model, NetworkWish, Stp};
+use super::models::{Model, NetworkWish, Persist, Stp, concerns};
 use super::name::{Cidr, HostAddress, Subnet6, check_name};
 use super::persist::{Addressing, PersistBridge, persist_files};
 use super::registry::{self, Network};
 use super::table::{table_body, table_name};
-use crate::change::{Action, Compaction, Plan};
+use crate::change::{Action, Compaction, Plan, STATE_FOLDER};
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{Host, NetworkManager};
 
-/// Refuses a subnet that would hide addresses this host reaches.
+/// Refuses subnets that would hide addresses this host reaches.
+pub fn check_subnets(
+    host: &Host,
+    name: &str,
+    subnet: Cidr,
+    subnet6: Option<Subnet6>,
+) -> Result<()> {
+    check_subnet(host, name, subnet)?;
+    subnet6.map_or(Ok(()), |subnet| check_subnet6(host, name, subnet))
+}
+
 fn check_subnet(host: &Host, name: &str, subnet: Cidr) -> Result<()> {
     if subnet.prefix > 29 || subnet.prefix < 8 {
         return Err(Error::usage(format!("{subnet} is no subnet for guests"))
@@ -50,16 +61,23 @@ fn check_subnet6(host: &Host, name: &str, subnet: Subnet6) -> Result<()> {
     }
 }
 
-fn dnsmasq(host: &Host, wish: &NetworkWish) -> Result<NetChange> {
-    let (name, subnet) = (&wish.name, wish.subnet);
+/// Where the pid of a network's dnsmasq is written.
+fn pid_file(name: &str) -> String {
+    format!("/run/rhostprep-dnsmasq-{name}.pid")
+}
+
+/// Starting dnsmasq for a network.
+pub fn dnsmasq(host: &Host, network: &Network, subnet: Cidr) -> Result<NetChange> {
+    let name = &network.name;
     let Some(program) = host.program("dnsmasq") else {
         return Err(Error::host("dnsmasq, which gives addresses out, is not installed").remedy(
             format!("{}; or leave --dhcp away", host.install_command("dnsmasq-base", "dnsmasq")),
         ));
     };
     let last = Ipv4Addr::from(u32::from(subnet.broadcast()).saturating_sub(1));
-    let pid_file = format!("/run/rhostprep-dnsmasq-{name}.pid");
-    let leases = format!("/run/rhostprep-dnsmasq-{name}.leases");
+    let pid_file = pid_file(name);
+    // Guests keep their addresses over a restart, and so forwards keep leading to them.
+    let leases = format!("{STATE_FOLDER}/{name}.leases");
     let mut command = vec![
         program,
         "--conf-file=".into(),
@@ -73,7 +91,7 @@ fn dnsmasq(host: &Host, wish: &NetworkWish) -> Result<NetChange> {
         format!("--dhcp-leasefile={leases}"),
         format!("--pid-file={pid_file}"),
     ];
-    if let Some(subnet) = wish.subnet6 {
+    if let Some(subnet) = network.subnet6 {
         // Router advertisements: guests make their own addresses; names are asked over IPv4.
         command.push("--enable-ra".into());
         command.push(format!("--dhcp-range={},ra-only", subnet.network()));
@@ -82,8 +100,13 @@ fn dnsmasq(host: &Host, wish: &NetworkWish) -> Result<NetChange> {
 }
 
 /// Gone after a restart, as everything that the kernel holds: then the network is to be made again.
-fn running_mark(name: &str) -> String {
+pub fn running_mark(name: &str) -> String {
     format!("/run/rhostprep-{name}.up")
+}
+
+/// The action that makes this mark.
+pub fn mark(name: &str) -> Action {
+    Action::File { path: running_mark(name), text: format!("{name}\n"), mode: 0o644 }
 }
 
 /// What was written down about this network; an error when it was asked for otherwise then.
@@ -103,56 +126,72 @@ fn known(host: &Host, wish: &NetworkWish) -> Result<Option<Network>> {
         .remedy(format!("rhostprep net remove {} first", wish.name)))
 }
 
+/// The host's addresses in a network.
+fn gateways(network: &Network, subnet: Cidr) -> Vec<HostAddress> {
+    let mut addresses: Vec<HostAddress> =
+        vec![Cidr { address: subnet.nth(1), prefix: subnet.prefix }.into()];
+    addresses.extend(network.subnet6.map(Subnet6::gateway));
+    addresses
+}
+
+/// Bridge, addresses and filters of a network, filters before anything can pass.
+pub fn links(network: &Network, subnet: Cidr) -> Vec<NetChange> {
+    let name = &network.name;
+    let mut changes = vec![NetChange::Bridge { name: name.clone(), stp: false, mtu: 0 }];
+    for address in gateways(network, subnet) {
+        changes.push(NetChange::Address { link: name.clone(), address });
+    }
+    changes.push(NetChange::Table { name: table_name(name), body: table_body(network) });
+    if network.model != Model::Isolated {
+        changes.push(NetChange::Accept { bridge: name.clone() });
+    }
+    changes
+}
+
 /// The plan for a network behind the host.
 pub fn network(host: &Host, wish: &NetworkWish) -> Result<Plan> {
     check_name(&wish.name)?;
-    check_subnet(host, &wish.name, wish.subnet)?;
-    if let Some(subnet) = wish.subnet6 {
-        if wish.model == Model::Nat {
-            return Err(Error::refused("IPv6 addresses are not translated")
-                .remedy("give guests addresses of their own: rhostprep net routed --subnet6"));
-        }
-        check_subnet6(host, &wish.name, subnet)?;
+    if wish.subnet6.is_some() && wish.model == Model::Nat {
+        return Err(Error::refused("IPv6 addresses are not translated")
+            .remedy("give guests addresses of their own: rhostprep net routed --subnet6"));
     }
+    check_subnets(host, &wish.name, wish.subnet, wish.subnet6)?;
     let known = known(host, wish)?;
-    let mark = running_mark(&wish.name);
-    if known.is_some() && host.exists(&mark) {
-        return Ok(Plan::default());
-    }
+    let running = known.is_some() && host.exists(&running_mark(&wish.name));
     // One that was there before a restart keeps its forwards.
-    let network = known.unwrap_or_else(|| Network {
+    let mut network = known.unwrap_or_else(|| Network {
         name: wish.name.clone(),
         model: wish.model,
         subnet: Some(wish.subnet),
         subnet6: wish.subnet6,
         dhcp: wish.dhcp,
         forwards: Vec::new(),
+        persisted: false,
     });
     let mut plan = Plan::default();
-    let mut add = |change: NetChange| plan.actions.push(Action::Net(change));
-    add(NetChange::Bridge { name: wish.name.clone(), stp: false, mtu: 0 });
-    let gateway: HostAddress =
-        Cidr { address: wish.subnet.nth(1), prefix: wish.subnet.prefix }.into();
-    add(NetChange::Address { link: wish.name.clone(), address: gateway });
-    if let Some(subnet) = wish.subnet6 {
-        add(NetChange::Address { link: wish.name.clone(), address: subnet.gateway() });
+    if !running {
+        plan.actions.extend(links(&network, wish.subnet).into_iter().map(Action::Net));
+        forwarding(host, &mut plan, &network);
+        if network.dhcp {
+            plan.actions.push(Action::Net(dnsmasq(host, &network, wish.subnet)?));
+        }
     }
-    add(NetChange::Table { name: table_name(&wish.name), body: table_body(&network) });
-    if wish.model != Model::Isolated {
-        add(NetChange::Accept { bridge: wish.name.clone() });
-    }
-    if wish.dhcp {
-        add(dnsmasq(host, wish)?);
-    }
-    if wish.model != Model::Isolated {
-        forwarding(host, &mut plan, wish);
+    match &wish.persist {
+        Persist::Yes { program } => {
+            network.persisted = true;
+            persist(host, &mut plan, &network, program)?;
+        }
+        Persist::No if network.persisted => {
+            plan.notes.push(format!("{} comes back after a restart, as asked before", wish.name));
+        }
+        Persist::No => {}
     }
     plan.add(host, registry::file(&network)?);
-    if wish.persist {
-        persist(host, &mut plan, wish, gateway)?;
+    if running {
+        belong(&mut plan, &wish.name);
+        return Ok(plan);
     }
-    let text = format!("{}\n", wish.name);
-    plan.add(host, Action::File { path: mark, text, mode: 0o644 });
+    plan.add(host, mark(&wish.name));
     if wish.model == Model::Routed {
         let (network, prefix) = (wish.subnet.network(), wish.subnet.prefix);
         plan.notes.push(format!(
@@ -167,13 +206,23 @@ pub fn network(host: &Host, wish: &NetworkWish) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Switches forwarding on.
-fn forwarding(host: &Host, plan: &mut Plan, wish: &NetworkWish) {
+/// Ties a plan to its network, so that removal finds it, when nothing else in it does.
+pub fn belong(plan: &mut Plan, name: &str) {
+    if !plan.actions.is_empty() && !plan.actions.iter().any(|action| concerns(action, name)) {
+        plan.actions.insert(0, Action::Net(NetChange::Belongs { bridge: name.into() }));
+    }
+}
+
+/// Switches forwarding on, where the network needs it.
+pub fn forwarding(host: &Host, plan: &mut Plan, network: &Network) {
+    if !matches!(network.model, Model::Nat | Model::Routed) {
+        return;
+    }
     let mut set = |path: String, value: &str| {
         plan.add(host, Action::Value { path, value: value.into(), compaction: Compaction::No });
     };
     set("/proc/sys/net/ipv4/ip_forward".into(), "1");
-    if wish.subnet6.is_none() {
+    if network.subnet6.is_none() {
         return;
     }
     // A host that forwards is a router and ignores other routers' advertisements unless accept_ra is 2
@@ -187,11 +236,15 @@ fn forwarding(host: &Host, plan: &mut Plan, wish: &NetworkWish) {
     set("/proc/sys/net/ipv6/conf/all/forwarding".into(), "1");
 }
 
-fn persist(host: &Host, plan: &mut Plan, wish: &NetworkWish, gateway: HostAddress) -> Result<()> {
-    let mut addresses = vec![gateway];
-    addresses.extend(wish.subnet6.map(Subnet6::gateway));
+/// Has a network made again at boot: the bridge by whoever manages the network here, where somebody does, and the
+/// rest (all of it where nobody does) by `net restore`.
+pub fn persist(host: &Host, plan: &mut Plan, network: &Network, program: &str) -> Result<()> {
+    let Some(subnet) = network.subnet else { return Ok(()) };
+    let name = &network.name;
+    let starter = boot::starter(host)?;
+    let addresses = gateways(network, subnet);
     let bridge = PersistBridge {
-        name: &wish.name,
+        name,
         port: None,
         addressing: Addressing::Static {
             addresses: &addresses,
@@ -200,17 +253,30 @@ fn persist(host: &Host, plan: &mut Plan, wish: &NetworkWish, gateway: HostAddres
         },
         stp: Stp::Off,
     };
-    for file in persist_files(host.network_manager(), &bridge)? {
+    let mut files = match host.network_manager() {
+        NetworkManager::None => Vec::new(),
+        manager => persist_files(manager, &bridge)?,
+    };
+    match starter {
+        Starter::Systemd => {
+            files.extend(boot::unit_files(host, program)?);
+            plan.notes.push(format!(
+                "after a restart rhostprep-net.service makes {name} again, with {program}: keep that program"
+            ));
+        }
+        Starter::Ifupdown => {
+            let lines = boot::stanza_lines(program, name, &pid_file(name))?;
+            // At the end, so behind the last address.
+            if let Some(file) = files.last_mut() {
+                file.text.push_str(&lines);
+            }
+            plan.notes.push(format!(
+                "after a restart ifupdown makes {name} again, with {program}: keep that program"
+            ));
+        }
+    }
+    for file in files {
         plan.add(host, Action::File { path: file.path, text: file.text, mode: file.mode });
     }
-    let command = match wish.model {
-        Model::Isolated => "isolated",
-        Model::Routed => "routed",
-        Model::Nat | Model::Bridged => "nat",
-    };
-    plan.notes.push(format!(
-        "after a restart the bridge is there; the same `rhostprep net {command} {} ...` makes filters, forwarding and DHCP again",
-        wish.name
-    ));
     Ok(())
 }

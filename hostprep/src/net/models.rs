@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::change::NetChange;
 use super::name::{Cidr, HostAddress, Subnet6, check_name};
+use super::registry;
 use super::table::table_name;
 use crate::change::{Action, Plan};
 use crate::error::{Error, Result};
@@ -32,6 +33,18 @@ pub enum Stp {
     On,
 }
 
+/// Whether a network comes back after a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Persist {
+    /// It is gone then; one that was to come back still does.
+    No,
+    /// The manager's files are written, and this host is told to run `net restore` at boot.
+    Yes {
+        /// Absolute path of the program that has this command.
+        program: String,
+    },
+}
+
 /// A network behind the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkWish {
@@ -45,8 +58,8 @@ pub struct NetworkWish {
     pub subnet6: Option<Subnet6>,
     /// Give addresses out (needs dnsmasq).
     pub dhcp: bool,
-    /// Write the manager's files too.
-    pub persist: bool,
+    /// Whether it comes back after a restart.
+    pub persist: Persist,
 }
 
 /// What address the bridge gets.
@@ -122,12 +135,17 @@ fn user(host: &Host, name: &str) -> Result<u32> {
 
 /// Whether a plan's changes concern this bridge: how removal finds what to undo.
 pub fn concerns(action: &Action, bridge: &str) -> bool {
-    let Action::Net(change) = action else { return false };
+    let change = match action {
+        Action::Net(change) => change,
+        Action::File { path, .. } => return *path == registry::path_of(bridge),
+        _ => return false,
+    };
     match change {
         NetChange::Bridge { name, .. } | NetChange::RemoveBridge { name } => name == bridge,
         NetChange::Tap { name, bridge: on, .. } => name == bridge || on.as_deref() == Some(bridge),
         NetChange::Enslave { bridge: name, .. }
         | NetChange::Accept { bridge: name }
+        | NetChange::Belongs { bridge: name }
         | NetChange::Dnsmasq { bridge: name, .. } => name == bridge,
         NetChange::Address { link, .. }
         | NetChange::DhcpClient { link, .. }

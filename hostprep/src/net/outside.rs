@@ -118,6 +118,15 @@ pub fn bridge(host: &Host, wish: &BridgeWish) -> Result<Plan> {
                 && host.link(&wish.name).is_some_and(|link| link.kind == LinkKind::Bridge)
         }
     };
+    let mut network = Network {
+        name: wish.name.clone(),
+        model: Model::Bridged,
+        subnet: None,
+        subnet6: None,
+        dhcp: false,
+        forwards: Vec::new(),
+        persisted: wish.persist,
+    };
     if !there {
         let mut add = |change: NetChange| plan.actions.push(Action::Net(change));
         add(NetChange::Bridge { name: wish.name.clone(), stp: wish.stp == Stp::On, mtu: 0 });
@@ -131,14 +140,19 @@ pub fn bridge(host: &Host, wish: &BridgeWish) -> Result<Plan> {
             }
             Address::Dhcp => dhcp_client(host, &wish.name, &mut plan)?,
         }
-        let network = Network {
-            name: wish.name.clone(),
-            model: Model::Bridged,
-            subnet: None,
-            subnet6: None,
-            dhcp: false,
-            forwards: Vec::new(),
-        };
+    }
+    if registry::names(host).contains(&wish.name) {
+        let old = registry::load(host, &wish.name)?;
+        if old.model != Model::Bridged {
+            return Err(Error::refused(format!(
+                "{} is a network of another kind, made by rhostprep",
+                wish.name
+            ))
+            .remedy(format!("use another name, or rhostprep net remove {} first", wish.name)));
+        }
+        network.persisted |= old.persisted;
+    }
+    if !there || wish.persist {
         plan.add(host, registry::file(&network)?);
     }
     if wish.persist {

@@ -49,7 +49,7 @@ pub struct PersistBridge<'a> {
     pub stp: Stp,
 }
 
-const HEADER: &str = "# Written by rhostprep; `rhostprep undo` takes it back.\n";
+pub(super) const HEADER: &str = "# Written by rhostprep; `rhostprep undo` takes it back.\n";
 
 /// The files for a bridge.
 pub fn persist_files(manager: NetworkManager, bridge: &PersistBridge) -> Result<Vec<PersistFile>> {

@@ -27,6 +27,9 @@ pub struct Network {
     pub dhcp: bool,
     /// Ports forwarded into it.
     pub forwards: Vec<Forward>,
+    /// It comes back after a restart, with its forwards: `net restore` makes it again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub persisted: bool,
 }
 
 /// The file of a network.

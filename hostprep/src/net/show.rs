@@ -36,8 +36,9 @@ pub fn show(host: &Host) -> Result<String> {
         let model = format!("{:?}", network.model).to_lowercase();
         let _ = writeln!(
             out,
-            "network {name}: {model}{subnet}{subnet6}{}",
-            if network.dhcp { ", DHCP" } else { "" }
+            "network {name}: {model}{subnet}{subnet6}{}{}",
+            if network.dhcp { ", DHCP" } else { "" },
+            if network.persisted { ", comes back after a restart" } else { "" }
         );
         for forward in &network.forwards {
             let _ = writeln!(

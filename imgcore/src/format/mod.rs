@@ -207,6 +207,8 @@ pub enum Repair {
 pub trait Watcher: Sync {
     /// `done` of `total` units (bytes, mostly).
     fn progress(&self, _done: u64, _total: u64) {}
+    /// Another pass over the bytes begins, and progress with it. A word like `verifying`.
+    fn phase(&self, _name: &'static str) {}
     /// A line for the user (a finding of a check, for example).
     fn note(&self, _line: &str) {}
     /// True when the job should stop.

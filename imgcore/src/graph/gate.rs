@@ -82,7 +82,7 @@ impl Policy {
     }
 
     /// The path behind a name that `image` holds, if it may be followed.
-    pub(super) fn follow(&self, image: &str, reference: &str) -> Result<String> {
+    pub(crate) fn follow(&self, image: &str, reference: &str) -> Result<String> {
         let path = match filename::parse(reference) {
             Ok(Filename::Path(path)) => path,
             Ok(Filename::Protocol { driver, .. }) => {

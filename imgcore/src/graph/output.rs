@@ -9,11 +9,14 @@
 //!   nobody who uses it loses it silently. Its permissions are kept.
 //! * A symbolic link is followed: the file it points to is replaced, not the link.
 //! * A block device, and a file in a folder where no new file can be made, is written in place.
-//! * A part of a run that was killed is taken over: whoever writes a part holds `flock` on it.
+//! * A part of a run that was killed is taken over: whoever writes a part holds `flock` on it. It is emptied,
+//!   unless the caller goes on with it ([`Output::resume`]). [`Output::keep`] leaves the parts for that; what
+//!   the caller wants to know of them then stands in `NAME.part.json`, which is removed before a part is emptied.
 
 use std::fs::{File, OpenOptions as FileOpen};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Node;
@@ -59,6 +62,22 @@ struct NewFile {
     _replaced: Option<FileStorage>,
 }
 
+/// What was found of an earlier run.
+#[derive(Debug)]
+pub enum Resumed {
+    /// All files that were asked for.
+    Parts(Output),
+    /// At least one is missing.
+    Nothing,
+}
+
+/// What happens to a part that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Emptied,
+    Kept,
+}
+
 /// The files of one new image.
 #[derive(Debug)]
 pub struct Output {
@@ -66,12 +85,71 @@ pub struct Output {
     cache: CacheMode,
     overwrite: Overwrite,
     files: Mutex<Vec<NewFile>>,
+    /// Parts stay when there is no commit.
+    kept: AtomicBool,
 }
 
 impl Output {
     /// Files for an image that will be called `target`.
     pub fn new(target: &str, cache: CacheMode, overwrite: Overwrite) -> Self {
-        Output { target: target.to_owned(), cache, overwrite, files: Mutex::default() }
+        Output {
+            target: target.to_owned(),
+            cache,
+            overwrite,
+            files: Mutex::default(),
+            kept: AtomicBool::new(false),
+        }
+    }
+
+    /// The files that an earlier run with [`Output::keep`] left: the image itself (`None`) and others as
+    /// the image names them.
+    ///
+    /// # Errors
+    /// When one cannot be opened or is in use.
+    pub fn resume<'a>(
+        target: &str,
+        cache: CacheMode,
+        overwrite: Overwrite,
+        references: impl Iterator<Item = Option<&'a str>>,
+    ) -> Result<Resumed> {
+        let output = Output::new(target, cache, overwrite);
+        output.keep();
+        for reference in references {
+            let shown = output.shown(reference);
+            if !part_name(&resolve_links(Path::new(&shown))).is_file() {
+                return Ok(Resumed::Nothing);
+            }
+            let file = output.make_new(reference, &shown, Found::Kept)?;
+            output.files().push(file);
+        }
+        Ok(Resumed::Parts(output))
+    }
+
+    /// From now on the parts stay if there is no commit.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Where notes about the parts of `target` stand.
+    pub fn journal_of(target: &str) -> PathBuf {
+        journal_name(&part_name(&resolve_links(Path::new(target))))
+    }
+
+    /// Files besides the image itself, as the image names them.
+    pub fn references(&self) -> Vec<String> {
+        self.files().iter().filter_map(|f| f.reference.clone()).collect()
+    }
+
+    /// Whether any file is written where it is, under its final name.
+    pub fn in_place(&self) -> bool {
+        self.files().iter().any(|f| f.part.is_none())
+    }
+
+    fn shown(&self, reference: Option<&str>) -> String {
+        match reference {
+            None => self.target.clone(),
+            Some(name) => combine(&self.target, name),
+        }
     }
 
     /// The final file name, without its folder.
@@ -106,11 +184,8 @@ impl Output {
             storage.set_len(0, crate::storage::Preallocation::Off)?;
             return Ok(storage);
         }
-        let shown = match reference {
-            None => self.target.clone(),
-            Some(name) => combine(&self.target, name),
-        };
-        let file = self.make_new(reference, &shown).map_err(|e| {
+        let shown = self.shown(reference);
+        let file = self.make_new(reference, &shown, Found::Emptied).map_err(|e| {
             let message = format!("Could not create '{shown}'");
             let done = e.message() == message || e.kind() == ErrorKind::Locked;
             let done = done || e.kind() == ErrorKind::Invalid;
@@ -121,7 +196,7 @@ impl Output {
         Ok(storage)
     }
 
-    fn make_new(&self, reference: Option<&str>, shown: &str) -> Result<NewFile> {
+    fn make_new(&self, reference: Option<&str>, shown: &str, found: Found) -> Result<NewFile> {
         let path = resolve_links(Path::new(shown));
         let new = |part, storage, replaced| NewFile {
             reference: reference.map(str::to_owned),
@@ -163,7 +238,7 @@ impl Output {
             }
         };
         let part = part_name(&path);
-        match (self.open_part(&part, shown), replaced) {
+        match (self.open_part(&part, shown, found), replaced) {
             (Ok(file), replaced) => {
                 if let Some(meta) = &old {
                     keep_permissions(&file, meta);
@@ -188,7 +263,7 @@ impl Output {
     }
 
     /// Creates the file to write into, or takes over one that a killed run left behind.
-    fn open_part(&self, part: &Path, shown: &str) -> Result<File> {
+    fn open_part(&self, part: &Path, shown: &str, found: Found) -> Result<File> {
         let busy = |file: Option<&File>| {
             let holder = file.map(|f| culprit::holders(f, 0)).unwrap_or_default();
             let error = Error::new(
@@ -227,7 +302,8 @@ impl Output {
             if there.is_ok_and(|t| (t.dev(), t.ino()) == (ours.dev(), ours.ino())) {
                 // Only what is there: ext4 writes a file out at its last close if it was ever truncated
                 // to nothing.
-                if ours.len() > 0 {
+                if ours.len() > 0 && found == Found::Emptied {
+                    let _ = std::fs::remove_file(journal_name(part));
                     file.set_len(0)?;
                 }
                 return Ok(file);
@@ -249,7 +325,7 @@ impl Output {
         let image = driver
             .open(OpenContext {
                 storage,
-                access: Access::Write,
+                access: options.access,
                 gate: &gate,
                 snapshot: None,
                 data_file: None,
@@ -276,14 +352,23 @@ impl Output {
                 })?)
             }
         };
-        Ok(Arc::new(Node::new(name.as_str(), image, backing, Access::Write)))
+        Ok(Arc::new(Node::new(name.as_str(), image, backing, options.access)))
+    }
+
+    /// Returns when everything written so far is on disk, and lets the page cache forget it.
+    pub fn sync(&self) -> Result<()> {
+        for file in self.files().iter() {
+            sync(file)?;
+            file.storage.forget_cached();
+        }
+        Ok(())
     }
 
     /// Brings everything to disk and gives the files their names.
     pub fn commit(self, durability: Durability) -> Result<()> {
         let mut files = std::mem::take(&mut *self.files());
         let result = commit_files(&mut files, durability);
-        if result.is_err() {
+        if result.is_err() && !self.kept.load(Ordering::Relaxed) {
             remove_parts(&files);
         }
         result
@@ -292,7 +377,9 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        remove_parts(&self.files());
+        if !self.kept.load(Ordering::Relaxed) {
+            remove_parts(&self.files());
+        }
     }
 }
 
@@ -303,15 +390,16 @@ fn remove_parts(files: &[NewFile]) {
     }
 }
 
+fn sync(file: &NewFile) -> Result<()> {
+    let Some(handle) = file.storage.as_file() else { return Ok(()) };
+    handle.sync_all().map_err(|e| Error::io(&e).at_path(file.storage.name()))
+}
+
 /// The image itself, the only one without a reference, comes last.
 fn commit_files(files: &mut [NewFile], durability: Durability) -> Result<()> {
     files.sort_by_key(|f| f.reference.is_none());
     if durability == Durability::Synced {
-        for file in files.iter() {
-            if let Some(handle) = file.storage.as_file() {
-                handle.sync_all().map_err(|e| Error::io(&e).at_path(file.storage.name()))?;
-            }
-        }
+        files.iter().try_for_each(sync)?;
     }
     let mut folders: Vec<PathBuf> = Vec::new();
     for file in files.iter_mut() {
@@ -360,6 +448,12 @@ fn not_writable(shown: &str, kind: &str) -> Error {
 fn part_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
+    PathBuf::from(name)
+}
+
+fn journal_name(part: &Path) -> PathBuf {
+    let mut name = part.as_os_str().to_owned();
+    name.push(".json");
     PathBuf::from(name)
 }
 

@@ -4,24 +4,22 @@
 //! compare them side by side. What counts is the event (difference or error) at the lowest offset:
 //! nobody claims beyond one that was found, and everything before it has been claimed already.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::pairs::{
+    Buffers, Claims, Found, PIECE, Pairs, Piece, ReadFailure, SECTOR, Side, StatusFailure,
+};
 use super::parallel::{default_threads, lock};
-use super::source::{Run, Walk};
 use super::{ImageArg, Job};
 use crate::Error;
 use crate::format::check_cancelled;
 use crate::graph::open::Purpose;
-use crate::num::{len_u64, small};
+use crate::num::len_u64;
 use crate::storage::zero::is_zero;
-
-/// Bytes read from each image at a time; two such buffers fit the second-level cache.
-const PIECE: u64 = 256 << 10;
-/// Differences are told to this precision.
-const SECTOR: usize = 512;
 
 /// How sizes and allocation count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,25 +129,47 @@ pub fn compare(
         image.open(job, &how).map_err(|error| CompareFailure { exit_code: 2, error })
     };
     let (first, second) = (open(&options.first)?, open(&options.second)?);
+    let pairs = Pairs::new([Side::new([&*first]), Side::new([&*second])]);
     let sizes = [first.virtual_size(), second.virtual_size()];
     if options.strictness == Strictness::Strict && sizes[0] != sizes[1] {
         return Ok(CompareReport { size_warning: false, outcome: CompareOutcome::SizeMismatch });
     }
-    let (common, all) = (sizes[0].min(sizes[1]), sizes[0].max(sizes[1]));
+    let beyond = |offset: u64| sizes[0] != sizes[1] && offset >= sizes[0].min(sizes[1]);
+    match compare_pairs(&pairs, 0..pairs.end, options.strictness, job)? {
+        CompareOutcome::Identical => Ok(CompareReport {
+            size_warning: sizes[0] != sizes[1],
+            outcome: CompareOutcome::Identical,
+        }),
+        outcome => {
+            let offset = match outcome {
+                CompareOutcome::StatusMismatch { offset }
+                | CompareOutcome::ContentMismatch { offset } => offset,
+                CompareOutcome::Identical | CompareOutcome::SizeMismatch => 0,
+            };
+            Ok(CompareReport { size_warning: beyond(offset), outcome })
+        }
+    }
+}
+
+/// Compares a range of two disks on all cores; the outcome at the lowest offset.
+pub(super) fn compare_pairs(
+    pairs: &Pairs<'_>,
+    range: Range<u64>,
+    strictness: Strictness,
+    job: &Job<'_>,
+) -> std::result::Result<CompareOutcome, CompareFailure> {
+    let len = range.end.saturating_sub(range.start);
     let run = Comparison {
-        sides: [
-            Side { walk: Walk::chain(&first), name: first.name(), size: sizes[0] },
-            Side { walk: Walk::chain(&second), name: second.name(), size: sizes[1] },
-        ],
-        strictness: options.strictness,
-        end: all,
-        claims: Mutex::new(Claims::default()),
+        pairs,
+        strictness,
+        claims: Mutex::new(pairs.claims(range.start)),
+        range,
         event: Mutex::new(None),
         done: AtomicU64::new(0),
         job: *job,
     };
     let threads = default_threads();
-    if threads < 2 || all <= PIECE {
+    if threads < 2 || len <= PIECE {
         run.work();
     } else {
         std::thread::scope(|scope| {
@@ -159,45 +179,17 @@ pub fn compare(
             run.work();
         });
     }
-    let event = run.event.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let beyond = |offset: u64| sizes[0] != sizes[1] && offset >= common;
-    match event {
-        None => Ok(CompareReport {
-            size_warning: sizes[0] != sizes[1],
-            outcome: CompareOutcome::Identical,
-        }),
-        Some((offset, Event::Different(outcome))) => {
-            Ok(CompareReport { size_warning: beyond(offset), outcome })
-        }
+    match run.event.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        None => Ok(CompareOutcome::Identical),
+        Some((_, Event::Different(outcome))) => Ok(outcome),
         Some((_, Event::Failed(failure))) => Err(failure),
     }
 }
 
-struct Side<'a> {
-    walk: Walk<'a>,
-    name: &'a str,
-    size: u64,
-}
-
-/// The next offset to claim, and what is known of both images there.
-#[derive(Debug, Default)]
-struct Claims {
-    at: u64,
-    /// Where each side's present run was found, and the run.
-    runs: [Option<(u64, Run)>; 2],
-}
-
-/// A range with one origin on each side; `None` beyond the end of that image.
-struct Piece {
-    at: u64,
-    len: u64,
-    runs: [Option<(u64, Run)>; 2],
-}
-
 struct Comparison<'a> {
-    sides: [Side<'a>; 2],
+    pairs: &'a Pairs<'a>,
     strictness: Strictness,
-    end: u64,
+    range: Range<u64>,
     claims: Mutex<Claims>,
     event: Mutex<Option<(u64, Event)>>,
     done: AtomicU64,
@@ -206,11 +198,11 @@ struct Comparison<'a> {
 
 impl Comparison<'_> {
     fn work(&self) {
-        let mut buffers = [Vec::new(), Vec::new()];
+        let mut buffers = Buffers::default();
         while let Some(piece) = self.claim() {
             self.compare_piece(&piece, &mut buffers);
             let done = self.done.fetch_add(piece.len, Ordering::Relaxed) + piece.len;
-            self.job.watcher.progress(done, self.end);
+            self.job.watcher.progress(done, self.range.end - self.range.start);
         }
     }
 
@@ -229,69 +221,50 @@ impl Comparison<'_> {
     fn claim(&self) -> Option<Piece> {
         let mut claims = lock(&self.claims);
         loop {
-            let at = claims.at;
-            if at >= self.end || lock(&self.event).is_some() {
+            if lock(&self.event).is_some() {
                 return None;
             }
-            if let Err(e) = check_cancelled(self.job.watcher) {
-                self.fail(at, 4, e);
-                return None;
-            }
-            let mut len = self.end - at;
-            for (side, slot) in self.sides.iter().zip(&mut claims.runs) {
-                let known = slot.filter(|(start, run)| at < start + run.len);
-                *slot = match known {
-                    _ if at >= side.size => None,
-                    Some(known) => Some(known),
-                    None => match side.walk.run(at, side.size - at) {
-                        Ok(run) => Some((at, run)),
-                        Err(e) => {
-                            let text = format!("Sector allocation test failed for {}", side.name);
-                            self.fail(at, 3, e.context(text));
-                            return None;
-                        }
-                    },
-                };
-                if let Some((start, run)) = *slot {
-                    len = len.min(start + run.len - at);
+            let next = self.pairs.next(&mut claims, self.range.end);
+            let piece = match next {
+                Ok(piece) => piece?,
+                Err(StatusFailure { at, side, error }) => {
+                    let name = self.pairs.sides[side].name(at);
+                    let text = format!("Sector allocation test failed for {name}");
+                    self.fail(at, 3, error.context(text));
+                    return None;
                 }
-            }
-            let runs = claims.runs;
-            if self.strictness == Strictness::Strict && kind(runs[0]) != kind(runs[1]) {
-                self.tell(at, Event::Different(CompareOutcome::StatusMismatch { offset: at }));
+            };
+            if let Err(e) = check_cancelled(self.job.watcher) {
+                self.fail(piece.at, 4, e);
                 return None;
             }
-            let zero = |run: Option<(u64, Run)>| run.is_none_or(|(_, r)| r.is_zero());
-            if zero(runs[0]) && zero(runs[1]) {
-                claims.at += len;
-                self.done.fetch_add(len, Ordering::Relaxed);
+            if self.strictness == Strictness::Strict && kind(piece.runs[0]) != kind(piece.runs[1]) {
+                let outcome = CompareOutcome::StatusMismatch { offset: piece.at };
+                self.tell(piece.at, Event::Different(outcome));
+                return None;
+            }
+            if piece.both_zero() {
+                self.done.fetch_add(piece.len, Ordering::Relaxed);
                 continue;
             }
-            // Cut at multiples of the piece, so that reads stay aligned.
-            len = len.min(PIECE - at % PIECE);
-            claims.at += len;
-            return Some(Piece { at, len, runs });
+            return Some(piece);
         }
     }
 
-    fn compare_piece(&self, piece: &Piece, buffers: &mut [Vec<u8>; 2]) {
-        let len = small(piece.len);
-        let mut data = [false; 2];
-        for (i, (side, buffer)) in self.sides.iter().zip(buffers.iter_mut()).enumerate() {
-            let Some((found, run)) = piece.runs[i].filter(|(_, r)| !r.is_zero()) else { continue };
-            data[i] = true;
-            buffer.resize(buffer.len().max(len), 0);
-            if let Err(e) = side.walk.read(&run, found, piece.at, &mut buffer[..len]) {
-                let text = format!("Error while reading offset {} of {}", piece.at, side.name);
-                self.fail(piece.at, 4, e.context(text));
+    fn compare_piece(&self, piece: &Piece, buffers: &mut Buffers) {
+        let read = match buffers.read(self.pairs, piece) {
+            Ok(read) => read,
+            Err(ReadFailure { side, error }) => {
+                let name = self.pairs.sides[side].name(piece.at);
+                let text = format!("Error while reading offset {} of {name}", piece.at);
+                self.fail(piece.at, 4, error.context(text));
                 return;
             }
-        }
-        let difference = match data {
-            [true, true] => first_difference(&buffers[0][..len], &buffers[1][..len]),
-            [true, false] => first_not_zero(&buffers[0][..len]),
-            [false, true] => first_not_zero(&buffers[1][..len]),
-            [false, false] => None,
+        };
+        let difference = match read {
+            [Some(first), Some(second)] => first_difference(first, second),
+            [Some(only), None] | [None, Some(only)] => first_not_zero(only),
+            [None, None] => None,
         };
         if let Some(index) = difference {
             let offset = piece.at + len_u64(index);
@@ -301,7 +274,7 @@ impl Comparison<'_> {
 }
 
 /// What strict mode compares.
-fn kind(run: Option<(u64, Run)>) -> Option<(bool, bool, bool, bool, bool)> {
+fn kind(run: Found) -> Option<(bool, bool, bool, bool, bool)> {
     run.map(|(_, r)| (r.is_zero(), r.stored, r.allocated, r.compressed, r.place.is_some()))
 }
 

@@ -386,6 +386,11 @@ impl Storage for FileStorage {
         sparse::begin_writeback(&self.file);
     }
 
+    fn forget_cached(&self) {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+
     fn set_len(&self, len: u64, how: Preallocation) -> Result<()> {
         let old = self.len()?;
         if len == old {

@@ -124,6 +124,9 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// then has less to wait for. May do nothing.
     fn begin_writeback(&self) {}
 
+    /// Lets the page cache forget what is on disk already: the next read comes from there. Advice.
+    fn forget_cached(&self) {}
+
     /// Sets the length. Growth reads as zeroes and is reserved as `how` says.
     fn set_len(&self, len: u64, how: Preallocation) -> Result<()>;
 

@@ -8,10 +8,11 @@ use hostprep::change::{
     TreeEffects, Wishes, describe,
 };
 use hostprep::host::Host;
+use hostprep::net::NetChange;
 use hostprep::units::{CpuSet, MIB, parse_size};
 use hostprep::{Error, Result};
 
-use super::print;
+use super::{net, print};
 use crate::args::{Apply, Changes, Consent, Undo};
 
 /// Where changes go: this machine, or the tree.
@@ -146,8 +147,18 @@ fn agreed() -> Result<bool> {
 
 pub fn undo(host: &Host, args: &Undo) -> Result<u8> {
     let force = if args.force { Force::Yes } else { Force::No };
+    let shared = net::shared(host);
     let id = change::undo(effects(host).as_mut(), args.id.as_deref(), force)?;
     print(&format!("{id} is undone\n"));
+    let journals = change::list(host.root())?;
+    let made_network = journals.iter().any(|journal| {
+        let bridge = |action: &Action| matches!(action, Action::Net(NetChange::Bridge { .. }));
+        journal.id == id && journal.actions().iter().any(bridge)
+    });
+    // Not after undoing what was kept for a network: then it is wanted gone.
+    if made_network {
+        net::keep(host, &shared)?;
+    }
     Ok(0)
 }
 

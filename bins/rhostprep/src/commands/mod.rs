@@ -95,6 +95,16 @@ pub fn print(text: &str) {
     }
 }
 
+/// Writes a complaint and what to do about it to standard error.
+pub fn warn(text: &str, remedy: Option<&str>) {
+    let mut err = std::io::stderr().lock();
+    // Standard error that cannot be written leaves nobody to tell.
+    let _ = writeln!(err, "rhostprep: {text}");
+    if let Some(remedy) = remedy {
+        let _ = writeln!(err, "  remedy: {remedy}");
+    }
+}
+
 /// What the options want of the host.
 pub fn wanted(args: &WantedArgs) -> Result<Wanted> {
     let mut wanted = Wanted {

@@ -5,18 +5,18 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use hostprep::change::{self, Action, Force, JournalState, Plan, STATE_FOLDER};
+use hostprep::change::{self, Action, Force, JournalState, STATE_FOLDER};
 use hostprep::check::{self, Status};
 use hostprep::host::Host;
 use hostprep::net::{
-    self, Address, BridgeWish, Cidr, Forward, HostAddress, Model, NetChange, NetworkWish, Stp,
-    Subnet6,
+    self, Address, BridgeWish, Cidr, Forward, HostAddress, Model, NetworkWish, Outcome, Persist,
+    RestoreWish, Restored, Shared, Stp, Subnet6,
 };
 use hostprep::wanted::Wanted;
 use hostprep::{Error, Result, scripts as qemu};
 
 use super::change::{carry_out, effects};
-use super::print;
+use super::{print, warn};
 use crate::args::{Ifup, Net, NetBridge, NetInside, Scripts, Switch};
 
 /// Seconds to confirm when the present connection is at stake and nothing was said.
@@ -32,10 +32,12 @@ pub fn run(host: &Host, command: &Net) -> Result<u8> {
             let plan = net::tap_plan(host, name, owner.as_deref(), bridge.as_deref())?;
             carry_out(host, &plan, *consent).map(|_| 0)
         }
-        Net::Forward { words, consent } => {
-            let plan = net::forward(host, &Forward::parse(&words.join(" "))?)?;
-            carry_out(host, &plan, *consent).map(|_| 0)
+        Net::Forward { words, persist, consent } => {
+            let forward = Forward::parse(&words.join(" "))?;
+            carry_out(host, &net::forward(host, &forward, &lasting(*persist)?)?, *consent)
+                .map(|_| 0)
         }
+        Net::Restore { names, wait } => restore(host, names, *wait),
         Net::Show => {
             print(&net::show(host)?);
             Ok(0)
@@ -53,9 +55,69 @@ fn inside(host: &Host, args: &NetInside, model: Model) -> Result<u8> {
         subnet: Cidr::parse(&args.subnet)?,
         subnet6: args.subnet6.as_deref().map(Subnet6::parse).transpose()?,
         dhcp: args.dhcp,
-        persist: args.persist,
+        persist: lasting(args.persist)?,
     };
     carry_out(host, &net::network(host, &wish)?, args.consent).map(|_| 0)
+}
+
+/// Where this program is, for those who start it at boot.
+fn own_path() -> Result<String> {
+    let path = std::env::current_exe()
+        .map_err(|error| Error::host(format!("this program does not find itself: {error}")))?;
+    match path.to_str() {
+        Some(text) if path.exists() => Ok(text.to_owned()),
+        _ => Err(Error::host("this program is not where it was started from any more")
+            .at(&path)
+            .remedy("start the installed one")),
+    }
+}
+
+fn lasting(persist: bool) -> Result<Persist> {
+    Ok(if persist { Persist::Yes { program: own_path()? } } else { Persist::No })
+}
+
+/// Makes networks again, and says what became of each.
+fn restore(host: &Host, names: &[String], wait: u64) -> Result<u8> {
+    let wish = RestoreWish {
+        names: names.to_vec(),
+        patience: Duration::from_secs(wait),
+        program: own_path()?,
+    };
+    let mut code = 0;
+    let restored = net::restore(host, effects(host).as_mut(), &wish)?;
+    for Restored { name, outcome } in &restored {
+        let text = match outcome {
+            Outcome::AsRecorded => "is as recorded".to_owned(),
+            Outcome::MadeAgain(parts) => format!("made again: {}", parts.join(", ")),
+            Outcome::NotPersisted => "was made without --persist and is left alone".to_owned(),
+            Outcome::ByManager => "comes by the network manager alone".to_owned(),
+            Outcome::Failed(error) => {
+                code = 2;
+                warn(&format!("{name}: {error}"), error.remedy_text());
+                continue;
+            }
+        };
+        print(&format!("{name}: {text}\n"));
+    }
+    if restored.is_empty() {
+        print("no networks were made by rhostprep\n");
+    }
+    for id in interrupted(host)? {
+        code = code.max(1);
+        warn(
+            &format!("an earlier change ({id}) was interrupted"),
+            Some(&format!("`rhostprep undo {id}` puts the host back as it was")),
+        );
+    }
+    Ok(code)
+}
+
+/// Changes that ended in the middle.
+fn interrupted(host: &Host) -> Result<Vec<String>> {
+    let half = |journal: &change::Journal| {
+        matches!(journal.state(), JournalState::Interrupted(_) | JournalState::HalfUndone)
+    };
+    Ok(change::list(host.root())?.into_iter().filter(half).map(|journal| journal.id).collect())
 }
 
 fn bridge(host: &Host, args: &NetBridge) -> Result<u8> {
@@ -185,43 +247,44 @@ fn ignore_hangup() {
 
 fn remove(host: &Host, name: &str) -> Result<u8> {
     net::check_name(name)?;
+    let shared = shared(host);
     let journals = change::list(host.root())?;
-    let mut removed = false;
+    let (mut removed, mut profile) = (false, false);
     for journal in journals.iter().rev() {
         let about = journal.actions().iter().any(|action| net::concerns(action, name));
         if about && journal.state() != JournalState::Undone {
             change::undo(effects(host).as_mut(), Some(&journal.id), Force::No)?;
             removed = true;
+            profile |= journal.actions().iter().any(|action| {
+                matches!(action, Action::File { path, .. } if path.starts_with("/etc/NetworkManager/"))
+            });
         }
     }
+    // Also when we were killed before this the last time.
+    keep(host, &shared)?;
     if !removed {
         return Err(Error::usage(format!("{name} was not made by rhostprep"))
             .remedy("`rhostprep net show` lists what was"));
     }
-    keep_forwarding(host)?;
     print(&format!("{name} is removed\n"));
+    if profile {
+        print("if NetworkManager has read its profile: nmcli connection reload\n");
+    }
     Ok(0)
 }
 
-/// The first network made switches forwarding on; when it goes before the others, they still need it.
-fn keep_forwarding(host: &Host) -> Result<()> {
-    for name in net::names(host) {
-        let network = net::load(host, &name)?;
-        let (Some(subnet), Model::Nat | Model::Routed) = (network.subnet, network.model) else {
-            continue;
-        };
-        let mut plan = Plan::default();
-        let path = "/proc/sys/net/ipv4/ip_forward".to_owned();
-        let value = "1".to_owned();
-        plan.add(host, Action::Value { path, value, compaction: change::Compaction::No });
-        if plan.actions.is_empty() {
-            return Ok(());
-        }
-        // Ties the change to that network: its removal undoes it.
-        let address = Cidr { address: subnet.nth(1), prefix: subnet.prefix };
-        plan.actions.push(Action::Net(NetChange::Address { link: name, address: address.into() }));
-        change::apply(effects(host).as_mut(), &plan, &mut |_, _| ())?;
-        return Ok(());
+/// What networks share, before something is undone.
+pub fn shared(host: &Host) -> Shared {
+    // Undoing does not depend on where this program is.
+    Shared::of(host, &own_path().unwrap_or_default())
+}
+
+/// Networks that stay keep what they shared with one that has gone.
+pub fn keep(host: &Host, shared: &Shared) -> Result<()> {
+    for (name, id) in net::keep(host, effects(host).as_mut(), shared)? {
+        print(&format!(
+            "{name} keeps what it shared (forwarding, start at boot), as change {id}\n"
+        ));
     }
     Ok(())
 }

@@ -75,8 +75,8 @@ const SIZES: &str =
 
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
-    AMEND, BENCH, BITMAP, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIGEST, INFO, MAP, MEASURE,
-    REBASE, RESIZE, SNAPSHOT,
+    AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
+    INFO, MAP, MEASURE, REBASE, RESIZE, SNAPSHOT,
 ];
 
 /// Options before the command.
@@ -135,6 +135,56 @@ const CREATE: Command = Command {
     exit_codes: &[],
 };
 
+const IMPORT: Command = Command {
+    name: "import",
+    about: "Take over a virtual machine of VMware or VirtualBox",
+    details: "Reads the description of a machine (OVA, OVF, VMX, VBOX, or a disk alone), checks the hashes of its \
+        manifest, converts its disks where they are (inside the archive, through chains of snapshots, from split \
+        sets), and writes them and a script that starts the machine with rkvm into a folder. The command line has \
+        the machine's name, processors, memory, firmware, disks and network cards with their addresses.\n\n\
+        Disks and network cards become virtio unless the description says that Windows is installed, which has \
+        no drivers for that before they are installed. An import that fails leaves no disks.",
+    positionals: &[pos("SOURCE", "FILE.ova, FILE.ovf, FILE.vmx, FILE.vbox, or a disk image")],
+    opts: &[
+        HELP,
+        val(Some('d'), "directory", "DIR", "Where disks and script go; made if it is not there"),
+        val(Some('O'), "output-format", "FMT", "Format of the new disks (default qcow2)")
+            .values(TARGETS),
+        val(Some('o'), "options", "OPTS", "Options of that format; see rimg create -o help"),
+        flag(Some('c'), "compress", "Compress the new disks"),
+        flag(None, "verify", "Read every new disk again and compare it with its source"),
+        val(None, "name", "NAME", "Another name for the machine"),
+        val(None, "system", "ID", "Which machine, where the description holds several"),
+        val(
+            None,
+            "devices",
+            "KIND",
+            "auto (default), virtio, or described: what disks and cards become",
+        )
+        .values(&["auto", "virtio", "described"]),
+        val(
+            None,
+            "network",
+            "NAME=BRIDGE",
+            "The bridge that a network becomes (default virbr0, which rhostprep net nat makes); may be repeated",
+        ),
+        flag(None, "no-checksums", "Do not compare the files with the manifest"),
+        flag(Some('n'), "dry-run", "Show what would be made"),
+        PROGRESS,
+        QUIET,
+        FORCE,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg import -p appliance.ova -d /srv/vms/appliance", "Disks, script and command line"),
+        ("rimg import -n web.vmx -d .", "What would come out of it?"),
+        ("rimg import --network 'VM Network=br0' web.ovf -d web", "On a bridge of this host"),
+        ("rimg import --devices virtio windows.vmx -d win", "With the virtio drivers installed"),
+    ],
+    exit_codes: &[],
+};
+
 const INFO: Command = Command {
     name: "info",
     about: "Display information about image",
@@ -161,6 +211,62 @@ const INFO: Command = Command {
         ("rimg info -U running-vm.qcow2", "An image that a virtual machine is using"),
     ],
     exit_codes: &[],
+};
+
+const CHAIN: Command = Command {
+    name: "chain",
+    about: "Show a chain of backing files, move it, or shorten it",
+    details: "Shows the image and the files below it with their sizes, and what is wrong with them: missing, \
+        damaged, not what the image above was made on, or written to since. With --tree also the other images \
+        in the same folders that stand on them.\n\n\
+        chain relocate FILENAME rewrites the names in the images of the chain after files were moved: nothing \
+        is written before every new name leads to the right file.\n\n\
+        chain flatten FILENAME [A..B] copies into A what the images below it down to B hold, and lets A stand \
+        on what B stood on. What the images show does not change; without a range the whole chain becomes one \
+        image.",
+    positionals: &[pos(
+        "[relocate|flatten] FILENAME [A..B]",
+        "The image; relocate or flatten before it to change the chain; with flatten, the upper and lower \
+             name of what becomes one image",
+    )],
+    opts: &[
+        HELP,
+        OBJECT,
+        FORMAT,
+        IMAGE_OPTS,
+        flag(None, "tree", "Also show other images that stand on these files"),
+        val(
+            None,
+            "map",
+            "OLD=NEW",
+            "With relocate: files below the folder OLD (or the file OLD) are below NEW now; may be repeated",
+        ),
+        flag(
+            None,
+            "relative",
+            "With relocate: write names from the folder of the image that holds them",
+        ),
+        flag(None, "absolute", "With relocate: write names from the root"),
+        flag(Some('c'), "compress", "With flatten: store what is copied compressed"),
+        flag(Some('n'), "dry-run", "With relocate and flatten: say what would be done"),
+        FORCE_SHARE,
+        PROGRESS,
+        QUIET,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg chain top.qcow2", "What lies below, and is it whole?"),
+        ("rimg chain --tree base.qcow2", "Who would be hurt by a change of base.qcow2?"),
+        ("rimg chain relocate --map /old/images=/srv/images top.qcow2", "After a move"),
+        ("rimg chain relocate --relative top.qcow2", "Before a move of the whole folder"),
+        ("rimg chain flatten top.qcow2 top.qcow2..mid.qcow2", "Without mid.qcow2"),
+    ],
+    exit_codes: &[
+        ("0", "The chain is whole; or done"),
+        ("1", "Something in the chain is missing or wrong"),
+        ("2", "The image could not be read, or nothing was done"),
+    ],
 };
 
 const CHECK: Command = Command {
@@ -269,6 +375,29 @@ const CONVERT: Command = Command {
             "Runs of zeroes of at least SIZE bytes take no space (default 4k; 0 allocates all)",
         )
         .under("Target"),
+        flag(
+            None,
+            NO_LONG,
+            "Read the target again when it is on disk, and compare it with the sources before it gets \
+             its name",
+        )
+        .id("verify")
+        .also(&["verify"])
+        .under("Target"),
+        flag(
+            None,
+            NO_LONG,
+            "Keep what is done when the conversion is interrupted (a signal, an error, a crash of the \
+             machine), and go on with it when the same command is given again. Refused when the source has \
+             changed",
+        )
+        .id("resume")
+        .also(&["resume"])
+        .under("Target"),
+        val(None, NO_LONG, "SECONDS", "With --resume: secure what is done so often (default 5)")
+            .id("checkpoint")
+            .also(&["checkpoint"])
+            .under("Target"),
         flag(Some('n'), "no-create", "Write into an existing image").under("Target"),
         flag(None, "target-is-zero", "With -n: the target reads as zeroes already").under("Target"),
         flag(Some('c'), "compress", "Compress the target (qcow2; vmdk streamOptimized)")
@@ -292,7 +421,12 @@ const CONVERT: Command = Command {
     examples: &[
         ("rimg convert -p -O qcow2 disk.vmdk disk.qcow2", "A VMware disk for KVM"),
         ("rimg convert -c -O qcow2 disk.raw small.qcow2", "Compressed"),
+        ("rimg convert --verify -O qcow2 disk.vmdk disk.qcow2", "Read again and compared"),
         ("rimg convert -O vmdk -o subformat=streamOptimized d.qcow2 d.vmdk", "For an OVA"),
+        (
+            "rimg convert --resume -p -O qcow2 big.vmdk big.qcow2",
+            "Interrupted? Give the command again: it goes on where it was",
+        ),
         ("rimg convert -l before-update -O qcow2 d.qcow2 old.qcow2", "An internal snapshot"),
         (
             "rimg convert -O qcow2 -B base.qcow2 -F qcow2 full.qcow2 thin.qcow2",
@@ -388,6 +522,42 @@ const COMPARE: Command = Command {
         ("2", "An image could not be opened"),
         ("3", "An image could not be mapped"),
         ("4", "An image could not be read"),
+    ],
+};
+
+const DIFF: Command = Command {
+    name: "diff",
+    about: "List the ranges in which two images differ",
+    details: "Compares what the guest sees, whatever the formats, and lists every range that differs with its \
+        offset and length in bytes. What only the longer disk has is compared with zeroes. Ranges known to be \
+        zero in both cost nothing.",
+    positionals: &[pos("FILENAME1", "First image"), pos("FILENAME2", "Second image")],
+    opts: &[
+        HELP,
+        OBJECT,
+        val(Some('f'), "a-format", "FMT", "Format of the first image").values(FORMATS),
+        val(Some('F'), "b-format", "FMT", "Format of the second image").values(FORMATS),
+        IMAGE_OPTS,
+        val(
+            Some('g'),
+            "granularity",
+            "SIZE",
+            "Ranges begin and end at multiples of SIZE (default 512)",
+        ),
+        FORCE_SHARE,
+        PROGRESS,
+        QUIET,
+        ALLOW,
+        OUTPUT_EXACT,
+    ],
+    examples: &[
+        ("rimg diff before.qcow2 after.qcow2", "What has changed"),
+        ("rimg diff -g 64k --output json a.vmdk b.qcow2", "By 64 KiB, for programs"),
+    ],
+    exit_codes: &[
+        ("0", "The images are the same"),
+        ("1", "They differ"),
+        ("2", "An image could not be read"),
     ],
 };
 

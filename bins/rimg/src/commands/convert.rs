@@ -1,9 +1,12 @@
 //! `convert`
 
+use std::time::Duration;
+
 use imgcore::format::{Level, SnapshotSelector};
 use imgcore::graph::open::OpenRequest;
 use imgcore::ops::convert::{
-    self, Bitmaps, Compress, ConvertOptions, Durability, Offload, OnReadError, Target,
+    self, Bitmaps, Compress, ConvertOptions, Durability, Offload, OnReadError, Resume, Target,
+    Verify,
 };
 use imgcore::ops::selector;
 use imgcore::opts::OptError;
@@ -18,6 +21,8 @@ use crate::failure::Failure;
 use crate::session::Session;
 
 const MAX_SPARSE: u64 = 16 << 20;
+/// Seconds between two checkpoints of a resumable conversion.
+const CHECKPOINT: u64 = 5;
 
 /// What the options say, before they are checked against each other.
 #[derive(Default)]
@@ -42,6 +47,9 @@ struct Wish {
     copy_range: bool,
     encrypt: bool,
     compat6: bool,
+    verify: bool,
+    resume: bool,
+    checkpoint: Option<u64>,
 }
 
 /// Runs it.
@@ -77,6 +85,9 @@ pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     wish.fill(&mut options, common.session.as_qemu_img)?;
     options.sharing = common.sharing();
     options.overwrite = common.overwriting();
+    if options.resume != Resume::No {
+        common.interrupted = "Interrupted; the same command goes on where it was";
+    }
     let reporter = common.reporter();
     let report = common.run(&reporter, |job| convert::convert(&options, job))?;
     common.report("", || serde_json::to_value(report).unwrap_or_default());
@@ -121,6 +132,11 @@ impl Wish {
             "oob-writes" => {}
             "encrypt" => self.encrypt = true,
             "compat6" => self.compat6 = true,
+            "verify" => self.verify = true,
+            "resume" => self.resume = true,
+            "checkpoint" => {
+                self.checkpoint = Some(size::argument("checkpoint", &value, 0, 86_400)?);
+            }
             id => common.take(Given { id, value })?,
         }
         Ok(())
@@ -134,6 +150,9 @@ impl Wish {
         }
         if self.target_is_zero && !self.no_create {
             return refuse("--target-is-zero requires use of -n flag");
+        }
+        if self.checkpoint.is_some() && !self.resume {
+            return refuse("--checkpoint requires --resume");
         }
         common.check_exclusive()?;
         if self.target_image_opts && self.target_format.is_some() {
@@ -205,6 +224,17 @@ impl Wish {
         };
         if self.salvage {
             options.on_read_error = OnReadError::Salvage;
+        }
+        if self.verify {
+            options.verify = Verify::Yes;
+        }
+        if self.resume {
+            let seconds = self.checkpoint.unwrap_or(CHECKPOINT);
+            options.resume = Resume::Every(Duration::from_secs(seconds));
+            // What is secured must be on disk.
+            if options.target_cache == CacheMode::Unsafe {
+                options.target_cache = CacheMode::Writeback;
+            }
         }
         if self.copy_range {
             options.offload = Offload::CopyRange;

@@ -4,15 +4,18 @@
 mod amend;
 mod bench;
 mod bitmap;
+mod chain;
 mod check;
 mod commit;
 mod compare;
 mod convert;
 mod create;
 mod dd;
+mod diff;
 mod digest;
 mod extra;
 mod format_help;
+mod import;
 mod info;
 mod map;
 mod measure;
@@ -36,13 +39,16 @@ pub fn run(session: &Session, name: &str, args: Vec<String>) -> Result<u8, Failu
         "amend" => amend::run(session, parser),
         "bench" => bench::run(session, parser),
         "bitmap" => bitmap::run(session, parser),
+        "chain" => chain::run(session, parser),
         "check" => check::run(session, parser),
         "commit" => commit::run(session, parser),
         "compare" => compare::run(session, parser),
         "convert" => convert::run(session, parser),
         "create" => create::run(session, parser),
         "dd" => dd::run(session, parser),
+        "diff" => diff::run(session, parser),
         "digest" => digest::run(session, parser),
+        "import" => import::run(session, parser),
         "info" => info::run(session, parser),
         "map" => map::run(session, parser),
         "measure" => measure::run(session, parser),

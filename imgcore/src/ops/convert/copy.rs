@@ -4,8 +4,8 @@
 //! The target is used without a [`Node`]'s locks where that is possible: chunks do not overlap, begin
 //! at allocation units, and nobody else has the target open.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 
 use super::super::Job;
@@ -15,6 +15,7 @@ use super::super::source::Origin;
 use super::feed::{Chunk, Feed, Part, Rules, Span, Status, Work};
 use super::options::{Offload, OnReadError};
 use super::place::{Places, Write};
+use super::resume::Checkpoints;
 use super::scan::{Sparse, push};
 use super::workers::Workers;
 use crate::Result;
@@ -50,6 +51,8 @@ pub(super) struct Copy<'a> {
     pub rate: Rate,
     pub job: Job<'a>,
     pub turns: Turns,
+    /// Makes it possible to go on after an interruption.
+    pub checkpoints: Option<&'a Checkpoints<'a>>,
     /// Held while writing where the kernel lets one thread at a time write a file anyway: waiting here
     /// costs nothing, waiting for the inode's lock is spinning.
     pub one_writer: Option<Mutex<()>>,
@@ -111,6 +114,8 @@ impl Copy<'_> {
             places: Places::default(),
         };
         while !self.failure.happened() {
+            let gate =
+                self.checkpoints.map(|c| c.gate.read().unwrap_or_else(PoisonError::into_inner));
             let (next, ticket, position) = {
                 let mut feed = lock(&self.feed);
                 let ticket = feed.next_ticket();
@@ -128,9 +133,26 @@ impl Copy<'_> {
                 return;
             }
             self.turns.pass(ticket);
+            drop(gate);
+            if let Err(e) = self.checkpoint() {
+                self.failure.report(ticket, e);
+                self.turns.stop();
+                return;
+            }
             let done = self.counters.done.fetch_max(position, Ordering::Relaxed).max(position);
             self.job.watcher.progress(done, self.rules.total);
         }
+    }
+
+    /// Waits for the chunks that others work on, and secures everything so far, if it is time for that.
+    fn checkpoint(&self) -> Result<()> {
+        let Some(checkpoints) = self.checkpoints.filter(|c| c.due()) else { return Ok(()) };
+        let _alone = checkpoints.gate.write().unwrap_or_else(PoisonError::into_inner);
+        if self.failure.happened() {
+            // Not everything before the feed's position was done.
+            return Ok(());
+        }
+        checkpoints.secure(self.target, lock(&self.feed).position())
     }
 
     fn do_chunk<'s>(
@@ -357,6 +379,8 @@ impl Copy<'_> {
             return self.copy_subclusters(chunk, bench);
         }
         let Bench { places, units, data, .. } = &mut *bench;
+        // What stands where the source has short zeroes must go, unless it is zeroes too.
+        let data = if self.rules.overwrite { &*units } else { &*data };
         places
             .reserve(image, chunk.at, self.rules.total, units, data)
             .map_err(|e| write_error(chunk.at, e))?;

@@ -32,6 +32,8 @@ pub(super) struct Rules {
     pub unit: u64,
     /// Largest chunk, a multiple of `unit`.
     pub chunk: u64,
+    /// What stands in a place that the target has already is of no use.
+    pub overwrite: bool,
 }
 
 /// What becomes of a run.
@@ -137,8 +139,9 @@ pub(super) struct Feed<'a> {
 }
 
 impl<'a> Feed<'a> {
-    pub fn new(spans: &'a [Span<'a>], rules: Rules, lenient: bool) -> Self {
-        Feed { spans, rules, at: 0, ticket: 0, current: 0, known: None, lenient }
+    /// From the offset `at` on, which begins a chunk or ends the disk.
+    pub fn new(spans: &'a [Span<'a>], rules: Rules, at: u64, lenient: bool) -> Self {
+        Feed { spans, rules, at, ticket: 0, current: 0, known: None, lenient }
     }
 
     /// Where the next chunk will begin at the earliest.

@@ -17,9 +17,11 @@ mod copy;
 mod feed;
 mod options;
 mod place;
+mod resume;
 mod scan;
 mod share;
 mod space;
+mod verify;
 mod workers;
 
 use std::os::unix::fs::FileTypeExt;
@@ -30,14 +32,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use options::{
     Bitmaps, Compress, ConvertOptions, ConvertReport, Durability, Offload, OnReadError, Overwrite,
-    Target,
+    Resume, Target, Verify,
 };
 
 use super::Job;
 use super::create::{find_driver, parse_options, set_size, set_text};
 use super::parallel::{Failure, Turns, default_threads};
 use super::rate::Rate;
-use crate::format::{BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
+use crate::format::{Access, BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
 use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
 use crate::graph::gate::{combine, folder_of};
@@ -48,6 +50,7 @@ use crate::storage::CacheMode;
 use crate::{Error, Result};
 use copy::{Copy, Counters};
 use feed::{Feed, Rules, Span};
+use resume::{Begun, Checkpoints, Fingerprint};
 use scan::Sparse;
 use workers::{Limits, Workers};
 
@@ -89,12 +92,28 @@ pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport>
                 return Err(Error::invalid("output file is smaller than input file"));
             }
             bitmaps::require(options.bitmaps, target.image())?;
-            let state = if *is_zero { Fresh::Zero } else { Fresh::Old };
-            let has_backing = options.backing.is_some();
-            let report = fill(options, job, &sources, &target, state, has_backing)?;
+            let begin = Begin {
+                state: if *is_zero { Fresh::Zero } else { Fresh::Old },
+                has_backing: options.backing.is_some(),
+                at: 0,
+                checkpoints: None,
+            };
+            let report = fill(options, job, &sources, &target, &begin)?;
             bitmaps_over(&chosen, &sources, &target)?;
             target.close()?;
-            Ok(report)
+            if options.verify == Verify::No {
+                return Ok(report);
+            }
+            target.image().storages().iter().try_for_each(|s| s.flush())?;
+            target.image().storages().iter().for_each(|s| s.forget_cached());
+            drop(target);
+            let how = OpenOptions {
+                cache: options.target_cache,
+                policy: job.policy.clone(),
+                ..source_options()
+            };
+            let target = open(request, &how)?;
+            verified(job, &sources, &target, report)
         }
     }
 }
@@ -108,6 +127,14 @@ enum Fresh {
     Zero,
     /// Anything.
     Old,
+}
+
+/// Where and how the copy begins.
+struct Begin<'a> {
+    state: Fresh,
+    has_backing: bool,
+    at: u64,
+    checkpoints: Option<&'a Checkpoints<'a>>,
 }
 
 fn check_wishes(options: &ConvertOptions) -> Result<()> {
@@ -124,6 +151,17 @@ fn check_wishes(options: &ConvertOptions) -> Result<()> {
     }
     if options.offload == Offload::CopyRange && options.compress != Compress::No {
         return Err(Error::invalid("Cannot enable copy offloading when -c is used"));
+    }
+    if options.resume != Resume::No {
+        if !matches!(options.target, Target::New { .. }) {
+            return Err(Error::invalid("Only a target that is created can be resumed"));
+        }
+        if options.bitmaps != Bitmaps::Ignore {
+            return Err(Error::invalid("A conversion with bitmaps cannot be resumed"));
+        }
+    }
+    if options.verify == Verify::Yes && options.on_read_error == OnReadError::Salvage {
+        return Err(Error::invalid("What is salvaged cannot be verified"));
     }
     Ok(())
 }
@@ -226,8 +264,19 @@ fn into_new(
     let driver = new.driver;
     let converting =
         |e: Error| e.context(format!("{}: error while converting {}", new.shown, driver.name()));
-    let output = Output::new(&new.path, options.target_cache, options.overwrite);
-    space::check(options, &new.shown, &output.folder(), sources, job)?;
+    let print = match options.resume {
+        Resume::No => None,
+        Resume::Every(interval) => Some((Fingerprint::new(options, sources, new), interval)),
+    };
+    let begun = print.as_ref().map(|(print, _)| resume::find(options, new, print)).transpose()?;
+    let (output, at) = match begun.flatten() {
+        Some(Begun { output, position }) => (output, Some(position)),
+        None => {
+            let output = Output::new(&new.path, options.target_cache, options.overwrite);
+            space::check(options, &new.shown, &output.folder(), sources, job)?;
+            (output, None)
+        }
+    };
     // The backing file is the user's word; it is only looked at here for what the format records.
     let mut policy = job.policy.clone();
     let mut lower = None;
@@ -252,22 +301,66 @@ fn into_new(
         backing: new.backing.clone(),
         backing_image: lower.as_ref().map(|n| n.image()),
     };
-    create(&image, &output).map_err(converting)?;
+    if at.is_none() {
+        create(&image, &output).map_err(converting)?;
+    }
     let how = OpenOptions {
         cache: options.target_cache,
         sharing: Sharing::Locked,
-        purpose: Purpose::Scratch,
+        // A target that may be gone on with keeps its metadata in order.
+        purpose: if print.is_some() { Purpose::Data } else { Purpose::Scratch },
         policy,
         ..OpenOptions::default()
-    };
+    }
+    .writable();
     let target = output.open_image(driver, &how)?;
     bitmaps::require(options.bitmaps, target.image())?;
-    let report = fill(options, job, sources, &target, Fresh::New, new.backing.is_some())?;
+    let checkpoints = match print {
+        None => None,
+        Some((print, interval)) => {
+            resume::require(&output, target.image())?;
+            if let Some(at) = at {
+                resume::prepare(sources, &target, at, job)?;
+            }
+            Some(Checkpoints::new(&output, &new.path, interval, print))
+        }
+    };
+    let begin = Begin {
+        state: Fresh::New,
+        has_backing: new.backing.is_some(),
+        at: at.unwrap_or(0),
+        checkpoints: checkpoints.as_ref(),
+    };
+    let mut report = fill(options, job, sources, &target, &begin)?;
+    drop(checkpoints);
     bitmaps_over(chosen, sources, &target)?;
     target.close()?;
     drop(target);
+    if options.verify == Verify::Yes {
+        if options.durability == Durability::Synced {
+            output.sync()?;
+        }
+        let how = OpenOptions { access: Access::Read, purpose: Purpose::Source, ..how };
+        let target = output.open_image(driver, &how)?;
+        report = verified(job, sources, &target, report)?;
+    }
     output.commit(options.durability)?;
+    if options.resume != Resume::No {
+        resume::finished(&new.path);
+    }
     Ok(report)
+}
+
+/// Compares what was written with the sources.
+fn verified(
+    job: &Job<'_>,
+    sources: &[Arc<Node>],
+    target: &Node,
+    report: ConvertReport,
+) -> Result<ConvertReport> {
+    job.watcher.phase("verifying");
+    verify::compare(sources, target, 0..report.virtual_size, job)?;
+    Ok(ConvertReport { verified: true, ..report })
 }
 
 fn source_options() -> OpenOptions {
@@ -287,16 +380,16 @@ fn fill(
     job: &Job<'_>,
     sources: &[Arc<Node>],
     target: &Node,
-    state: Fresh,
-    has_backing: bool,
+    begin: &Begin<'_>,
 ) -> Result<ConvertReport> {
+    let has_backing = begin.has_backing;
     let spans = feed::spans(sources, has_backing)?;
     let total = spans.last().map_or(0, |s| s.start + s.len);
     let granularity = target.image().granularity();
     let encode = encode_unit(options, target, &granularity)?;
     let storage = target.image().storage(crate::format::StorageId(0));
     let sparse = Sparse::new(options.sparse_size, u64::from(storage.limits().request_alignment));
-    let zero_init = zero_init(options, target, state, has_backing);
+    let zero_init = zero_init(options, target, begin.state, has_backing);
     let (unit, chunk) = chunk_size(&granularity, sparse, encode);
     let rules = Rules {
         total,
@@ -306,6 +399,7 @@ fn fill(
         backing_end: target.backing().map_or(u64::MAX, |b| b.virtual_size()),
         unit,
         chunk,
+        overwrite: !zero_init || begin.at > 0,
     };
     let chunks = usize::try_from(total.div_ceil(chunk)).unwrap_or(usize::MAX);
     let cores = default_threads();
@@ -316,7 +410,7 @@ fn fill(
     };
     let workers = Workers::new(limits.at_most(chunks.clamp(1, MAX_THREADS)));
     let (result, counters, threads) =
-        copy_with(options, job, &spans, target, (rules, sparse, encode), workers);
+        copy_with(options, job, &spans, target, (rules, sparse, encode), workers, begin);
     result?;
     let value = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
     job.watcher.progress(total, total);
@@ -326,6 +420,8 @@ fn fill(
         bytes_stored: value(&counters.stored),
         bytes_offloaded: value(&counters.offloaded),
         threads,
+        resumed_at: begin.at,
+        verified: false,
     })
 }
 
@@ -336,6 +432,7 @@ fn copy_with(
     target: &Node,
     (rules, sparse, encode): (Rules, Sparse, Option<(u64, Level)>),
     workers: Workers,
+    begin: &Begin<'_>,
 ) -> (Result<()>, Counters, usize) {
     let lenient = options.on_read_error == OnReadError::Salvage;
     let granularity = target.image().granularity();
@@ -349,7 +446,7 @@ fn copy_with(
     Copy {
         spans,
         step,
-        feed: Mutex::new(Feed::new(spans, rules, lenient)),
+        feed: Mutex::new(Feed::new(spans, rules, begin.at, lenient)),
         target,
         rules,
         sparse,
@@ -361,6 +458,7 @@ fn copy_with(
         rate: Rate::new(options.rate),
         job: *job,
         turns: Turns::default(),
+        checkpoints: begin.checkpoints,
         early_writeback: options.durability == Durability::Synced,
         one_writer: writes_one_by_one(target).then(Mutex::default),
         failure: Failure::default(),

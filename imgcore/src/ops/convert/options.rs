@@ -1,5 +1,7 @@
 //! What `convert` can be told.
 
+use std::time::Duration;
+
 use super::super::ImageArg;
 use crate::format::{Level, SnapshotSelector};
 use crate::graph::open::{OpenRequest, Sharing};
@@ -71,6 +73,27 @@ pub enum Compress {
     Yes(Level),
 }
 
+/// Whether the result is read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// No.
+    #[default]
+    No,
+    /// It is compared with the sources before it gets its name (`--verify`).
+    Yes,
+}
+
+/// Whether an interrupted run can be taken up again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// No: what is unfinished is removed.
+    #[default]
+    No,
+    /// What an earlier run left is gone on with; this one secures what it has done about as often as this
+    /// (`--resume`).
+    Every(Duration),
+}
+
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
@@ -106,6 +129,10 @@ pub struct ConvertOptions {
     pub overwrite: Overwrite,
     /// Whether a new target is on disk before it gets its name.
     pub durability: Durability,
+    /// Whether the result is compared with the sources.
+    pub verify: Verify,
+    /// Whether an interrupted run can be taken up again.
+    pub resume: Resume,
 }
 
 impl ConvertOptions {
@@ -128,6 +155,8 @@ impl ConvertOptions {
             offload: Offload::Share,
             overwrite: Overwrite::Allow,
             durability: Durability::Synced,
+            verify: Verify::No,
+            resume: Resume::No,
         }
     }
 }
@@ -146,4 +175,8 @@ pub struct ConvertReport {
     pub bytes_offloaded: u64,
     /// Threads used.
     pub threads: usize,
+    /// Where an earlier run was taken up; 0 for the beginning.
+    pub resumed_at: u64,
+    /// The whole disk was read again and is the same.
+    pub verified: bool,
 }

@@ -138,7 +138,7 @@ fn aio(spec: &ImageSpec, direct: Option<bool>) -> Result<Aio> {
         (Some(spec::Aio::IoUring), _) => Ok(Aio::Ring),
         (Some(spec::Aio::Native), _) => super::disk::native(direct == Some(true)),
         (None, Some(below)) => aio(below, direct),
-        (None, None) => Ok(Aio::Threads),
+        (None, None) => Ok(Aio::Auto),
     }
 }
 

@@ -221,7 +221,8 @@ fn cache(o: &mut Options) -> Result<(CacheMode, WriteCache)> {
 /// `aio=`.
 fn aio(o: &mut Options, cache: CacheMode) -> Result<Aio> {
     match o.take("aio").as_deref() {
-        None | Some("threads") => Ok(Aio::Threads),
+        None => Ok(Aio::Auto),
+        Some("threads") => Ok(Aio::Threads),
         Some("io_uring") => Ok(Aio::Ring),
         Some("native") => native(cache.direct()),
         Some(other) => Err(Error::invalid(format!("invalid aio option '{other}'"))),

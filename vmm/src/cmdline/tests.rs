@@ -88,7 +88,7 @@ fn disks() {
     assert_eq!(drives[0].write_cache, WriteCache::Writethrough);
     assert_eq!(drives[1].access, WriteAccess::ReadOnly);
     for (line, aio) in [
-        ("-drive file=a,if=virtio", Aio::Threads),
+        ("-drive file=a,if=virtio", Aio::Auto),
         ("-drive file=a,if=virtio,aio=threads,cache=none", Aio::Threads),
         ("-drive file=a,if=virtio,aio=io_uring", Aio::Ring),
         ("-drive file=a,if=virtio,aio=native,cache=none", Aio::Native),

@@ -103,11 +103,12 @@ pub struct Workshop<'a> {
 
 /// A disk whose requests reach the host as the user wants it.
 fn with_aio(mut blk: Blk, drive: &Drive, notes: &mut Vec<String>) -> Result<Blk> {
-    if drive.aio == Aio::Threads {
+    if drive.aio == Aio::Threads || (drive.aio == Aio::Auto && !blk.is_direct_file()) {
         return Ok(blk);
     }
     match (blk.give_rings(), drive.aio) {
-        (Ok(()), _) => {}
+        // Nobody has asked for one.
+        (Ok(()), _) | (Err(_), Aio::Auto) => {}
         // Command lines with aio=native are older than io_uring: they work wherever they did.
         (Err(e), Aio::Native) => notes.push(format!(
             "warning: drive {}: aio=native: requests are carried out by threads: {}",

@@ -119,6 +119,12 @@ impl Blk {
         Blk { config, disk, pool, rings: Vec::new() }
     }
 
+    /// Whether it is one file that bypasses the page cache.
+    pub fn is_direct_file(&self) -> bool {
+        let backend = self.disk.backend();
+        backend.flushes_one_file() && !backend.is_buffered()
+    }
+
     /// Gives each queue a ring that takes requests to the kernel. To be done before the process is
     /// confined.
     ///

@@ -149,7 +149,10 @@ fn direct_files_take_buffers_of_any_alignment() {
     let path = dir.path().join("a");
     std::fs::write(&path, vec![5u8; 1 << 20]).unwrap();
     let backend = watched(raw(&path, CacheMode::None));
-    let Some(mut d) = over(backend.clone()) else { return };
+    let Some((mut d, disk)) = driver(Disk::new(backend.clone(), Behaviour::default())) else {
+        return;
+    };
+    assert!(Blk::over(BlkConfig::default(), disk).is_direct_file());
     // Whole blocks of the file system in odd pieces, then less than a block: that one is for a thread.
     for (sectors, own) in [(16usize, 1), (1, 0)] {
         let data: Vec<u8> = (0..512 * sectors).map(|n| n.to_le_bytes()[0] ^ 0x55).collect();

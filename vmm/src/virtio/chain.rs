@@ -18,7 +18,7 @@ pub struct Span {
 }
 
 /// Pieces of guest memory; a few are kept without an allocation.
-pub type Spans = SmallVec<[Span; 4]>;
+pub type Spans = SmallVec<[Span; 2]>;
 
 /// Bytes of a descriptor (section 2.7.5).
 const DESCRIPTOR: usize = 16;

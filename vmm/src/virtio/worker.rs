@@ -28,6 +28,11 @@ pub trait Work: Send {
     fn wants(&self, _source: usize) -> bool {
         true
     }
+    /// Whether a source is a bell that need not be answered: each ring of an event descriptor is told once, and
+    /// nobody reads it.
+    fn is_bell(&self, _source: usize) -> bool {
+        false
+    }
     /// A source is ready. Also called once for each source when the thread starts: requests may have
     /// been waiting.
     fn ready(&mut self, source: usize) -> std::result::Result<(), Broken>;
@@ -138,7 +143,9 @@ impl Waiting {
             let wanted = work.wants(i);
             if wanted != *armed {
                 let how = if wanted { ControlOperation::Add } else { ControlOperation::Delete };
-                let event = EpollEvent::new(EventSet::IN, len_u64(i));
+                let bell =
+                    if work.is_bell(i) { EventSet::EDGE_TRIGGERED } else { EventSet::empty() };
+                let event = EpollEvent::new(EventSet::IN | bell, len_u64(i));
                 self.epoll.ctl(how, source.as_raw_fd(), event).map_err(cannot_wait)?;
                 *armed = wanted;
             }

@@ -433,12 +433,13 @@ impl Work for BlkQueue {
         all
     }
 
+    fn is_bell(&self, source: usize) -> bool {
+        source == RING
+    }
+
     fn ready(&mut self, source: usize) -> std::result::Result<(), Broken> {
         match source {
-            RING => {
-                lock(&self.shared.queue).answer();
-                self.serve_ring()
-            }
+            RING => self.serve_ring(),
             ALARM => self.broken(),
             _ => self.land(),
         }

@@ -15,6 +15,7 @@
 //! are hostile: they are checked before use, bounded in memory and time, and answered by an
 //! [`Error`] that names file and offset.
 
+pub mod crypto;
 pub mod error;
 pub mod format;
 pub mod graph;

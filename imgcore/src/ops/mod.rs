@@ -29,6 +29,7 @@ pub mod resize;
 pub mod selector;
 pub mod snapshot;
 pub mod source;
+pub mod stream;
 
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ use crate::Result;
 use crate::format::{Access, Watcher};
 use crate::graph::Node;
 use crate::graph::open::{OpenOptions, OpenRequest, Policy, Sharing, open};
+use crate::opts::secret::Secrets;
 use crate::storage::CacheMode;
 
 /// What every job gets besides its options.
@@ -45,6 +47,8 @@ pub struct Job<'a> {
     pub policy: &'a Policy,
     /// Progress, notes, cancelling.
     pub watcher: &'a dyn Watcher,
+    /// Passphrases for encrypted images.
+    pub secrets: &'a Secrets,
 }
 
 /// An image that the command line names.
@@ -70,6 +74,7 @@ impl ImageArg {
             cache: self.cache,
             sharing: self.sharing,
             policy: job.policy.clone(),
+            secrets: job.secrets.clone(),
             ..OpenOptions::default()
         }
     }

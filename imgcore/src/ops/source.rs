@@ -120,7 +120,7 @@ impl<'a> Walk<'a> {
         };
         Ok(match extent.mapping {
             Mapping::Data { storage, offset, probe_holes, .. } => {
-                let place = Some((storage, offset));
+                let place = Some((storage, offset)).filter(|_| !node.image().encrypts());
                 let data =
                     Run { origin: Origin::Plain(storage, offset), stored: true, place, ..base };
                 if !probe_holes {

@@ -11,16 +11,19 @@
 pub mod calls;
 #[cfg(any(test, feature = "testing"))]
 pub mod crash;
+mod crypt;
 pub mod culprit;
 mod file;
 pub mod lock;
 mod memory;
+pub mod secret;
 mod slice;
 pub mod sparse;
 pub mod zero;
 
 use crate::Result;
 
+pub use crypt::CryptStorage;
 pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use memory::MemoryStorage;
 pub use slice::SliceStorage;

@@ -1,6 +1,7 @@
 //! One disk as plain data.
 
 use imgcore::graph::open::OpenRequest;
+use imgcore::opts::secret::SecretDef;
 
 use super::throttle::Limits;
 
@@ -98,6 +99,8 @@ pub struct Drive {
     pub aio: Aio,
     /// Serial number.
     pub serial: String,
+    /// Passphrases that the image's options may name (`-object secret`).
+    pub secrets: Vec<SecretDef>,
 }
 
 impl Drive {

@@ -47,6 +47,8 @@ pub struct ImageDescription {
     pub file: PathBuf,
     /// Its format.
     pub format: String,
+    /// Its data are encrypted.
+    pub encrypted: bool,
     /// Bytes of the guest's disk.
     pub virtual_size: u64,
     /// Bytes of disk used by the image's own file, where that is known.
@@ -169,6 +171,7 @@ impl ImageBackend {
             Ok(ImageDescription {
                 file: own.name().into(),
                 format: own.image().format_name().to_owned(),
+                encrypted: own.image().encrypts(),
                 virtual_size: self.len,
                 allocated,
                 below: chain.iter().skip(skip + 1).map(|n| name(n)).collect(),

@@ -158,11 +158,6 @@ fn refuse(spec: &ImageSpec) -> Result<()> {
         )
         .hint("Use one of them"));
     }
-    if let Some(key) = &spec.encrypt {
-        let secret = key.key_secret.as_deref().unwrap_or_default();
-        return Err(Error::unsupported(format!("key-secret={secret} is not supported yet"))
-            .hint("Convert the image: rimg convert"));
-    }
     let backing = match &spec.backing {
         BackingSpec::Spec(s) => Some(s),
         BackingSpec::FromImage | BackingSpec::None => None,

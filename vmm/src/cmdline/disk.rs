@@ -34,14 +34,21 @@ const REFUSED: super::options::Refusals = &[
     ("secs", "Leave it out"),
     ("trans", "Leave it out"),
     ("addr", "Use -device virtio-blk-pci,drive=ID,addr="),
-    ("encrypt.", "Convert the image: rimg convert"),
     ("cache-size", "Give format= as well"),
     ("throttling.", "See the manual for the limits that there are"),
 ];
 
 /// Keys of the image's own drivers, which [`ImageSpec`] understands.
 fn is_image_key(key: &str) -> bool {
-    let prefixes = ["file.", "backing.", "data-file.", "overlap-check.", "pass-discard-"];
+    let prefixes = [
+        "file.",
+        "backing.",
+        "data-file.",
+        "header.",
+        "encrypt.",
+        "overlap-check.",
+        "pass-discard-",
+    ];
     let words = [
         "backing",
         "lazy-refcounts",
@@ -55,6 +62,7 @@ fn is_image_key(key: &str) -> bool {
         "offset",
         "size",
         "force-share",
+        "key-secret",
     ];
     prefixes.iter().any(|p| key.starts_with(p)) || words.contains(&key)
 }
@@ -121,6 +129,7 @@ pub fn drive(b: &mut Builder, text: &str) -> Result<()> {
         throttling,
         aio,
         serial,
+        secrets: Vec::new(),
     };
     b.drives.push(DriveSpec { drive, index, only_backend, persistence_given });
     Ok(())

@@ -46,7 +46,8 @@ const OBJECT: Opt = val(
     None,
     "object",
     "OBJDEF",
-    "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT",
+    "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT (also \
+     format=base64, keyid=NAME,iv=BASE64), or secret_keyring,id=NAME,serial=NUMBER",
 );
 const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);
 // Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for
@@ -309,10 +310,13 @@ const CONVERT: Command = Command {
     details: "Copies what the guest sees. Several sources are put one after the other. The target \
         is written beside its final name and renamed when everything is on disk, so an interrupted \
         run leaves nothing that looks like an image. All cores are used; the output is the same for \
-        any number of threads. Zeroes take no space in the target.",
+        any number of threads. Zeroes take no space in the target.\n\n\
+        A source called - is standard input; one that is packed (.gz, .xz, .zst, .bz2) is unpacked. Both are \
+        put into a temporary file beside the target first, which needs space for the whole disk. A target \
+        called - is standard output.",
     positionals: &[
-        pos("SRC_FILENAME", "Source image (or specification, with --image-opts)").many(),
-        pos("TGT_FILENAME", "Target image"),
+        pos("SRC_FILENAME", "Source image (or specification, with --image-opts), or -").many(),
+        pos("TGT_FILENAME", "Target image, or -"),
     ],
     opts: &[
         HELP,
@@ -433,6 +437,8 @@ const CONVERT: Command = Command {
             "Only the differences",
         ),
         ("rimg convert -n -O raw disk.qcow2 /dev/vg0/lv", "Onto a block device"),
+        ("curl -s https://example.org/disk.raw.xz | rimg convert -O qcow2 - disk.qcow2", "From the net"),
+        ("rimg convert -O raw disk.vmdk - | ssh host 'cat > /dev/vg0/lv'", "To another host"),
     ],
     exit_codes: &[],
 };

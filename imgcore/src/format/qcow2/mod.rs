@@ -29,6 +29,11 @@
 //! written beside the old, one write of the header switches, then the old is dropped. Each of these files
 //! states its own order; `crash_test` replays them all.
 //!
+//! # Encryption
+//!
+//! `crypt`: guest data are encrypted on their way to the file, before they are linked; the order of writes
+//! does not change. The LUKS header's key slots have an order of their own ([`crate::format`]'s `crypt`).
+//!
 //! # Locks
 //!
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
@@ -52,6 +57,7 @@ mod compress;
 #[cfg(test)]
 mod crash_test;
 mod create;
+mod crypt;
 mod flush;
 #[cfg(test)]
 mod flush_test;

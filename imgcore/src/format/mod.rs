@@ -259,6 +259,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         vec![self.storage(StorageId(0))]
     }
 
+    /// The storage that holds the guest's disk byte for byte, where that is all there is to this image:
+    /// a flush, a discard or a zeroing of it is one of the storage.
+    fn plain(&self) -> Option<&Arc<dyn Storage>> {
+        None
+    }
+
     /// The file below, if the image names one.
     fn backing(&self) -> Option<BackingRef> {
         None

@@ -120,7 +120,7 @@ pub fn info(options: &InfoOptions, job: &Job<'_>) -> Result<Vec<InfoReport>> {
 }
 
 /// Device and inode of the image file.
-fn identity(node: &Node) -> Option<(u64, u64)> {
+pub(super) fn identity(node: &Node) -> Option<(u64, u64)> {
     let storages = node.image().storages();
     let meta = storages.first()?.as_file()?.metadata().ok()?;
     Some((meta.dev(), meta.ino()))

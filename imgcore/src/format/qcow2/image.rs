@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::changing::ChangingTables;
 use super::compress::{ClusterEncoder, DecodedCluster};
 use super::crypt::{Crypt, PLAIN};
 use super::layout::{compatible, incompatible};
@@ -24,6 +25,8 @@ pub struct Qcow2Image {
     pub(super) data_file: Option<Arc<dyn Storage>>,
     pub(super) geometry: Geometry,
     pub(super) version: u32,
+    /// Whoever changes the tables has this first ([`ChangingTables`]).
+    pub(super) changes: Mutex<()>,
     pub(super) tables: RwLock<Tables>,
     pub(super) size: AtomicU64,
     pub(super) writable: bool,
@@ -46,8 +49,15 @@ impl Qcow2Image {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn write_tables(&self) -> RwLockWriteGuard<'_, Tables> {
+    /// For bringing slices of tables into memory, also while a flush waits: nothing that is or will be on
+    /// disk may be changed through this.
+    pub(super) fn cached_tables(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For changing tables.
+    pub(super) fn write_tables(&self) -> ChangingTables<'_> {
+        ChangingTables::of(self)
     }
 
     pub(super) fn unreadable(&self) -> bool {

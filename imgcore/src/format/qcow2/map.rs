@@ -39,7 +39,7 @@ impl Qcow2Image {
                 Found::Missing { table, at } => (table, at),
             }
         };
-        let mut tables = self.write_tables();
+        let mut tables = self.cached_tables();
         tables.load_slice(&*self.file, table, slice)?;
         match self.lookup(&tables, at.0, len)? {
             Found::Extent(extent) => self.checked(extent, tables.file_len, at),

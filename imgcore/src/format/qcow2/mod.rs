@@ -37,7 +37,9 @@
 //! # Locks
 //!
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
-//! It is held while tables are read or written, never while guest data are.
+//! It is held while tables are read or written, never while guest data are. Whoever changes tables takes
+//! the mutex `changes` before it (`changing`), so that a flush can let others look up while it waits for the
+//! disk, and nobody change.
 
 mod amend;
 mod amend_zero;
@@ -45,6 +47,7 @@ mod bitmap;
 mod bitmap_bits;
 mod bitmap_dir;
 pub mod cache;
+mod changing;
 mod check;
 mod check_compare;
 mod check_copied;
@@ -56,6 +59,8 @@ mod crash_test;
 mod create;
 mod crypt;
 mod flush;
+#[cfg(test)]
+mod flush_test;
 pub mod header;
 mod image;
 pub mod layout;

@@ -152,6 +152,7 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         data_file,
         geometry: tables.geometry,
         version,
+        changes: Mutex::new(()),
         tables: RwLock::new(tables),
         size: AtomicU64::new(size),
         writable: writable && cx.snapshot.is_none(),

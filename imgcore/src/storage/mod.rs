@@ -1,4 +1,4 @@
-//! Where bytes live: files, block devices, memory.
+//! Where bytes live: files, block devices, memory, exports of NBD servers.
 //!
 //! A [`Storage`] is a flat run of bytes with positional, thread-safe access. Reading past the end
 //! gives zeroes (QEMU's protocol layer does the same, and images end with short clusters because of
@@ -14,6 +14,7 @@ pub mod culprit;
 mod file;
 pub mod lock;
 mod memory;
+pub mod nbd;
 mod slice;
 pub mod sparse;
 pub mod zero;
@@ -22,6 +23,7 @@ use crate::Result;
 
 pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use memory::MemoryStorage;
+pub use nbd::NbdStorage;
 pub use slice::SliceStorage;
 
 /// How the bytes of a new length come to be.
@@ -158,6 +160,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
 
     /// The open file behind this storage, if it is one from offset 0 on.
     fn as_file(&self) -> Option<&std::fs::File> {
+        None
+    }
+
+    /// The network protocol behind this storage, by the name of QEMU's driver.
+    fn protocol(&self) -> Option<&'static str> {
         None
     }
 

@@ -21,6 +21,7 @@ pub mod crypto;
 pub mod error;
 pub mod format;
 pub mod graph;
+pub mod nbd;
 pub mod num;
 pub mod ops;
 pub mod opts;

@@ -88,8 +88,13 @@ impl Policy {
         let path = match filename::parse(reference) {
             Ok(Filename::Path(path)) => path,
             Ok(Filename::Protocol { driver, .. }) => {
-                return Err(forbidden(image, reference)
-                    .context(format!("Protocol '{driver}' is not supported in images")));
+                return Err(Error::new(
+                    ErrorKind::Forbidden,
+                    format!("'{reference}', named inside '{image}', is not a file"),
+                )
+                .at_path(image)
+                .hint("if you trust the image, name what lies below it yourself: --image-opts ...,backing.driver=...")
+                .context(format!("Protocol '{driver}' is not supported in images")));
             }
             Ok(Filename::Json(_)) => return Err(forbidden(image, reference)),
             Err(e) => return Err(e.into()),

@@ -18,7 +18,7 @@ use crate::format::{self, Access, BackingRef, Driver, OpenContext, PROBE_LEN};
 use crate::num::small;
 use crate::opts::filename::{self, Filename};
 use crate::storage::lock::LockSet;
-use crate::storage::{FileOptions, FileStorage, SliceStorage, Storage};
+use crate::storage::{FileOptions, FileStorage, NbdStorage, SliceStorage, Storage};
 use crate::{Error, ErrorKind, Result};
 
 /// Longest chain that is followed. Each link costs an open file.
@@ -70,11 +70,17 @@ impl Opening<'_> {
         let path = request.filename.as_str();
         let file_options =
             FileOptions { writable: access == Access::Write, cache: level.options.cache };
-        let file = FileStorage::open(Path::new(path), file_options)?;
-        self.remember(request.name(), &file)?;
+        let (bottom, file): (Arc<dyn Storage>, _) = match &request.remote {
+            Some(target) => (Arc::new(NbdStorage::open(target, file_options)?), None),
+            None => {
+                let file = Arc::new(FileStorage::open(Path::new(path), file_options)?);
+                (Arc::clone(&file) as _, Some(file))
+            }
+        };
+        self.remember(request.name(), &*bottom)?;
         let driver = match asked {
             Some(driver) => driver,
-            None => probe_driver(request, &file)?,
+            None => probe_driver(request, &*bottom)?,
         };
         let settled;
         let request = if request.undecided.is_empty() {
@@ -83,10 +89,14 @@ impl Opening<'_> {
             settled = request.settled(driver.name())?;
             &settled
         };
-        level.lock(driver, &file, request.name())?;
-        let storage = request.window(Arc::new(file))?;
-        // An image that the user named opens its own folder; so does one that he allowed.
-        let below = if depth == 0 { policy.below(path) } else { policy.clone() };
+        if let Some(file) = file {
+            level.lock(driver, &file, request.name())?;
+        }
+        let storage = request.window(bottom)?;
+        // An image that the user named opens its own folder; so does one that he allowed. A server has
+        // no folder.
+        let own_folder = depth == 0 && request.remote.is_none();
+        let below = if own_folder { policy.below(path) } else { policy.clone() };
         let data_file = match &request.data_file {
             Some(data) => Some(super::gate::open_data_file(&data.filename, access, level.options)?),
             None => None,
@@ -161,7 +171,7 @@ impl Opening<'_> {
     }
 
     /// Refuses a file that the chain has already.
-    fn remember(&mut self, name: &str, file: &FileStorage) -> Result<()> {
+    fn remember(&mut self, name: &str, file: &dyn Storage) -> Result<()> {
         let Some(meta) = file.as_file().and_then(|f| f.metadata().ok()) else { return Ok(()) };
         let (dev, ino) = (meta.dev(), meta.ino());
         if let Some((first, ..)) = self.seen.iter().find(|s| (s.1, s.2) == (dev, ino)) {
@@ -248,14 +258,14 @@ fn in_backing(error: Error) -> Error {
 fn asked_driver(request: &OpenRequest) -> Result<Option<&'static dyn Driver>> {
     let Some(name) = &request.driver else { return Ok(None) };
     // A protocol as the top of a tree is the file as it is.
-    let name = if matches!(name.as_str(), "file" | "host_device") { "raw" } else { name };
+    let name = if matches!(name.as_str(), "file" | "host_device" | "nbd") { "raw" } else { name };
     format::driver(name)
         .map(Some)
         .ok_or_else(|| Error::unsupported(format!("Unknown driver '{name}'")))
 }
 
 /// The driver that fits what the file begins with.
-fn probe_driver(request: &OpenRequest, file: &FileStorage) -> Result<&'static dyn Driver> {
+fn probe_driver(request: &OpenRequest, file: &dyn Storage) -> Result<&'static dyn Driver> {
     let (start, _) = request.window.unwrap_or((0, None));
     let mut head = vec![0u8; small(file.len()?.saturating_sub(start)).min(PROBE_LEN)];
     file.read_at(start, &mut head)
@@ -276,6 +286,11 @@ pub(crate) fn backing_request(
             driver: spec.driver.clone().or_else(|| backing.format.clone()),
             ..OpenRequest::from_spec(&spec, &backing.name)?
         });
+    }
+    if policy.trust() == Trust::Everything
+        && let Ok(Filename::Protocol { driver: "nbd", .. }) = filename::parse(&backing.name)
+    {
+        return OpenRequest::parse(&backing.name, backing.format.as_deref());
     }
     let path = policy.follow(image, &backing.name)?;
     Ok(OpenRequest::file(path).with_driver(backing.format.as_deref()))

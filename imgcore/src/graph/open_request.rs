@@ -3,6 +3,7 @@
 use super::gate::Policy;
 use crate::format::{Access, SnapshotSelector};
 use crate::opts::filename::{self, Filename};
+use crate::opts::nbd::NbdTarget;
 use crate::opts::secret::Secrets;
 use crate::opts::spec::{self, BackingSpec, ImageSpec};
 use crate::storage::CacheMode;
@@ -49,6 +50,8 @@ pub struct OpenRequest {
     pub filename: String,
     /// The name in messages and reports, where it is not `filename` (a `json:{...}` description).
     pub shown: Option<String>,
+    /// The export of an NBD server that is opened instead of a file; `filename` is its URI then.
+    pub remote: Option<Box<NbdTarget>>,
     /// The driver; probed when not given.
     pub driver: Option<String>,
     /// The file below.
@@ -84,6 +87,12 @@ impl OpenRequest {
                 request.shown = (request.filename != name).then(|| name.to_owned());
                 Ok(request)
             }
+            Filename::Protocol { driver: "nbd", .. } => {
+                let target = NbdTarget::parse(name).map_err(|e| refused(name, e.into()))?;
+                let mut request = OpenRequest::remote(target).with_driver(driver);
+                request.shown = Some(name.to_owned());
+                Ok(request)
+            }
             Filename::Protocol { driver, .. } => Err(refused(
                 name,
                 Error::unsupported(format!("Protocol '{driver}' is not supported"))
@@ -106,6 +115,12 @@ impl OpenRequest {
     /// A file by its name, driver probed.
     pub fn file(filename: impl Into<String>) -> Self {
         OpenRequest { filename: filename.into(), ..OpenRequest::default() }
+    }
+
+    /// An export of an NBD server, driver probed.
+    pub fn remote(target: NbdTarget) -> Self {
+        let filename = target.uri();
+        OpenRequest { filename, remote: Some(Box::new(target)), ..OpenRequest::default() }
     }
 
     /// With an explicit driver, if one is given.
@@ -305,10 +320,19 @@ fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Re
     }
     if let Some(data) = &spec.data_file {
         let data = from_spec(data, None)?;
+        if data.remote.is_some() {
+            return Err(Error::unsupported("Protocol 'nbd' is not supported for data files"));
+        }
         refuse_space_options(&data, "data-file")?;
         request.data_file = Some(Box::new(data));
     }
     match (&spec.file, &spec.filename) {
+        _ if spec.driver.as_deref() == Some("nbd") => {
+            let target = NbdTarget::from_options(spec.filename.as_deref(), &spec.other)?;
+            request.filename = target.uri();
+            request.remote = Some(Box::new(target));
+            request.options.clear();
+        }
         (Some(file), _) => lower_file(&mut request, file)?,
         (None, Some(name)) => request.filename.clone_from(name),
         (None, None) if missing == Missing::Recorded => {}
@@ -323,7 +347,7 @@ fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Re
 fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
     let lower = from_spec(file, None)?;
     match lower.driver.as_deref() {
-        None | Some("file" | "host_device") => {}
+        None | Some("file" | "host_device" | "nbd") => {}
         Some("raw") if request.window.is_none() => request.window = lower.window,
         Some(driver) if spec::is_format(driver) => {
             return Err(Error::unsupported(format!(
@@ -345,6 +369,7 @@ fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
         refuse_space_options(&lower, "file")?;
     }
     request.filename = lower.filename;
+    request.remote = lower.remote;
     request.cache = request.cache.or(lower.cache);
     request.sharing = request.sharing.or(lower.sharing);
     request.read_only = request.read_only.or(lower.read_only);

@@ -144,6 +144,10 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
         vm_state_offset: details.vm_state_offset,
         ..InfoReport::default()
     };
+    // A raw disk is as clean as what it lies on, and a server does not say.
+    if report.format == "raw" && storages.iter().any(|s| s.protocol().is_some()) {
+        report.dirty_flag = None;
+    }
     if let Some(store) = image.snapshots() {
         report.snapshots = Some(store.list()?).filter(|l| !l.is_empty());
     }
@@ -179,6 +183,14 @@ fn file_info(storage: &dyn Storage) -> Result<InfoReport> {
         .and_then(|f| f.metadata().ok())
         .is_some_and(|m| std::os::unix::fs::FileTypeExt::is_char_device(&m.file_type()));
     let device = storage.limits().block_device || special;
+    if let Some(protocol) = storage.protocol() {
+        return Ok(InfoReport {
+            virtual_size: round_up(storage.len()?, 512),
+            filename: storage.name().to_owned(),
+            format: protocol.to_owned(),
+            ..InfoReport::default()
+        });
+    }
     Ok(InfoReport {
         virtual_size: round_up(storage.len()?, 512),
         filename: storage.name().to_owned(),

@@ -13,6 +13,7 @@ pub mod filename;
 pub mod human;
 pub mod json;
 pub mod list;
+pub mod nbd;
 pub mod secret;
 pub mod size;
 pub mod spec;

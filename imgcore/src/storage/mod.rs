@@ -1,4 +1,4 @@
-//! Where bytes live: files, block devices, memory.
+//! Where bytes live: files, block devices, memory, exports of NBD servers.
 //!
 //! A [`Storage`] is a flat run of bytes with positional, thread-safe access. Reading past the end
 //! gives zeroes (QEMU's protocol layer does the same, and images end with short clusters because of
@@ -16,6 +16,7 @@ pub mod culprit;
 mod file;
 pub mod lock;
 mod memory;
+pub mod nbd;
 pub mod secret;
 mod slice;
 pub mod sparse;
@@ -26,6 +27,7 @@ use crate::Result;
 pub use crypt::CryptStorage;
 pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use memory::MemoryStorage;
+pub use nbd::NbdStorage;
 pub use slice::SliceStorage;
 
 /// How the bytes of a new length come to be.
@@ -167,6 +169,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
 
     /// The one call on an open file that does what is wanted, where there is one.
     fn as_call(&self, _want: calls::Want) -> Option<calls::Call<'_>> {
+        None
+    }
+
+    /// The network protocol behind this storage, by the name of QEMU's driver.
+    fn protocol(&self) -> Option<&'static str> {
         None
     }
 

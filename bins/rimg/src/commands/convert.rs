@@ -12,6 +12,7 @@ use imgcore::ops::convert::{
 };
 use imgcore::ops::{selector, stream};
 use imgcore::opts::OptError;
+use imgcore::opts::filename::{self, Filename};
 use imgcore::opts::list::Accumulated;
 use imgcore::opts::size;
 use imgcore::storage::CacheMode;
@@ -239,6 +240,14 @@ impl Wish {
             }
             common.warn_of_aes(&options);
             let driver = self.target_format.clone().unwrap_or_else(|| "raw".to_owned());
+            // An export is there already; all that can be created in it is nothing but its bytes.
+            if let Ok(Filename::Protocol { driver: "nbd", .. }) = filename::parse(name)
+                && driver == "raw"
+                && options.is_empty()
+            {
+                let request = OpenRequest::parse(name, Some("raw"))?;
+                return Ok(Target::Existing { request, is_zero: false });
+            }
             return Ok(Target::New { filename: name.to_owned(), driver, options });
         }
         let request = if self.target_image_opts {

@@ -56,7 +56,7 @@ fn on_disk(info: &InfoReport) -> String {
 fn file_lines(info: &InfoReport) -> String {
     let mut text = format!(
         "filename: {}\nprotocol type: {}\nfile length: {}\ndisk size: {}\n",
-        filename::quote_path(&info.filename),
+        protocol_name(info),
         info.format,
         sized(info.virtual_size),
         on_disk(info)
@@ -139,9 +139,17 @@ fn dump(key: &str, value: &Value, level: usize, text: &mut String) {
     }
 }
 
+/// The name of a file or export: a path is written so that it is not taken for anything else.
+fn protocol_name(info: &InfoReport) -> String {
+    match info.format.as_str() {
+        "file" | "host_device" | "host_cdrom" => filename::quote_path(&info.filename),
+        _ => info.filename.clone(),
+    }
+}
+
 fn to_value(info: &InfoReport) -> Value {
     let protocol = is_protocol(&info.format);
-    let name = if protocol { filename::quote_path(&info.filename) } else { info.filename.clone() };
+    let name = if protocol { protocol_name(info) } else { info.filename.clone() };
     let mut value = json!({
         "filename": name,
         "format": info.format,

@@ -3,6 +3,7 @@
 
 use imgcore::opts::filename::{self, Filename};
 use imgcore::opts::list::{self, FirstItem};
+use imgcore::opts::nbd::NbdTarget;
 use imgcore::opts::tree::{Flat, Scalar};
 use imgcore::opts::{ImageSpec, json};
 use serde_json::{Map, Value};
@@ -21,6 +22,9 @@ pub fn of(written: &str, image_opts: bool, format: &str) -> String {
     } else {
         return match filename::parse(written) {
             Ok(Filename::Path(path)) => filename::quote_path(&path),
+            Ok(Filename::Protocol { driver: "nbd", name }) => {
+                NbdTarget::parse(&name).map_or(name, |target| target.uri())
+            }
             _ => written.to_owned(),
         };
     };
@@ -31,6 +35,11 @@ pub fn of(written: &str, image_opts: bool, format: &str) -> String {
 }
 
 fn of_spec(spec: &ImageSpec, mut flat: Flat, format: &str) -> Option<String> {
+    let bottom = spec.file.as_deref().unwrap_or(spec);
+    if bottom.driver.as_deref() == Some("nbd") {
+        let target = NbdTarget::from_options(bottom.filename.as_deref(), &bottom.other).ok()?;
+        return CONTENT.iter().all(|name| flat.take(name).is_none()).then(|| target.uri());
+    }
     let path = spec.bottom_path()?;
     let mut top = Map::new();
     for name in CONTENT {

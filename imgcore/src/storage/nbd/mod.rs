@@ -1,0 +1,27 @@
+//! NBD exports as storages: the client's side of the protocol (`doc/proto.md` of the
+//! NetworkBlockDevice/nbd project).
+//!
+//! * `stream`: the socket.
+//! * `handshake`: agreeing upon an export, by fixed newstyle (`GO`, block sizes, structured replies,
+//!   `base:allocation`) or what an older server has of it.
+//! * `connection`: requests of many threads in flight on one socket, replies checked and matched.
+//! * [`NbdStorage`]: reads, writes, zeroes, discards and status of any alignment in terms of these.
+//!
+//! A server is hostile: lengths are bounded, replies must fit their requests, negotiation has a
+//! deadline, and a server that falls silent for five minutes is given up. A connection that breaks
+//! fails the requests on it with the reason, unless `reconnect-delay` allows new ones; a request that
+//! is sent again has the same effect as one sent once. What a server promised to have written and lost
+//! before a flush when it restarted is lost, as it would be on a disk.
+//!
+//! Not supported: TLS, extended headers.
+
+mod client;
+mod connection;
+mod handshake;
+mod status;
+mod stream;
+
+pub use client::NbdStorage;
+
+#[cfg(test)]
+mod tests;

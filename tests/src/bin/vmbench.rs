@@ -17,7 +17,8 @@ Usage: vmbench [options]
   --only nested   only what is measured in the nested host, in virtual time (ten minutes and more)
   --jobs WORD     of that only the jobs whose names contain the word: rkvm/boot, rkvm/disk-raw, qemu-pc/disk-qcow2, ...
                   (may be given several times)
-Programs: $RKVM and $RIMG, or the release builds.
+Programs: $RKVM and $RIMG, or the release builds. $KERNEL: the guest's kernel in the nested host as an ELF file, instead
+of Debian's; with drivers for virtio and the serial port built in.
 ";
 
 struct Options {

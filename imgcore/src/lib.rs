@@ -9,12 +9,15 @@
 //! * [`ops`]: whole jobs such as convert, compare, commit, rebase, check, with progress through a
 //!   callback.
 //!
+//! [`crypto`] holds ciphers and key derivation: bytes in, bytes out.
+//!
 //! [`opts`] holds QEMU's option languages (sizes, key=value lists, `json:` names) as pure functions.
 //!
 //! The library never prints, exits, or reads arguments or the environment. Bytes read from an image
 //! are hostile: they are checked before use, bounded in memory and time, and answered by an
 //! [`Error`] that names file and offset.
 
+pub mod crypto;
 pub mod error;
 pub mod format;
 pub mod graph;

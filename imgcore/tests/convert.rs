@@ -12,6 +12,7 @@ use imgcore::graph::open::Policy;
 use imgcore::ops::compare::{CompareOptions, CompareOutcome, Strictness, compare};
 use imgcore::ops::convert::{Compress, ConvertOptions, Target, convert};
 use imgcore::ops::{ImageArg, Job};
+use imgcore::opts::secret::Secrets;
 
 fn arg(path: &Path, driver: &str) -> ImageArg {
     let mut arg = ImageArg::file(path.to_string_lossy());
@@ -20,7 +21,7 @@ fn arg(path: &Path, driver: &str) -> ImageArg {
 }
 
 fn with_job<T>(watcher: &dyn Watcher, f: impl FnOnce(&Job<'_>) -> T) -> T {
-    f(&Job { policy: &Policy::folder(), watcher })
+    f(&Job { policy: &Policy::folder(), watcher, secrets: &Secrets::default() })
 }
 
 /// Data, holes, stored zeroes, and a tail that fills no cluster.

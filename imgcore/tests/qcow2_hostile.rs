@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Rng, create, open};
-use imgcore::format::{self, Access, NoGate, OpenContext, ZeroSpace};
+use imgcore::format::{self, Access, OpenContext, ZeroSpace};
 use imgcore::graph::Node;
 use imgcore::storage::{MemoryStorage, Storage};
 
@@ -28,7 +28,7 @@ fn exercise(bytes: Vec<u8>, access: Access) {
     let opened = format::driver("qcow2").unwrap().open(OpenContext {
         storage,
         access,
-        gate: &NoGate,
+        gate: &common::Folder(Default::default(), String::new()),
         snapshot: None,
         data_file: None,
         scratch: false,
@@ -105,5 +105,57 @@ fn random_damage() {
         }
         let access = if rng.below(2) == 0 { Access::Read } else { Access::Write };
         exercise(bytes, access);
+    }
+}
+
+/// The pointer to the encryption header, and what it points to.
+#[test]
+fn encryption_headers() {
+    let luks = &[("encrypt.format", "luks"), ("encrypt.iter-time", "0")];
+    let good = sample(&[luks, &[("cluster_size", "4096")][..]].concat());
+    let refused = |bytes: Vec<u8>| {
+        let error = format::driver("qcow2").unwrap().open(OpenContext {
+            storage: Arc::new(MemoryStorage::new("hostile", bytes)),
+            access: Access::Read,
+            gate: &common::Folder(Default::default(), String::new()),
+            snapshot: None,
+            data_file: None,
+            scratch: false,
+            header_only: false,
+            for_check: false,
+            options: &[],
+        });
+        error.map(drop).unwrap_err().report()
+    };
+    let magic = [0x05, 0x37, 0xbe, 0x77, 0, 0, 0, 16];
+    let at = good.windows(8).position(|w| w == magic).unwrap();
+    let with = |at: usize, new: &[u8]| {
+        let mut bytes = good.clone();
+        bytes[at..at + new.len()].copy_from_slice(new);
+        bytes
+    };
+    let said = refused(with(at + 7, &[8]));
+    assert!(said.contains("CRYPTO header extension size 8, but expected size 16"), "{said}");
+    let said = refused(with(at + 14, &[1]));
+    assert!(said.contains("is not a multiple of cluster size '4096'"), "{said}");
+    let said = refused(with(at + 8, &[0x7f]));
+    assert!(said.contains("lies beyond the end of the image file"), "{said}");
+    let said = refused(with(at, &[1]));
+    assert!(said.contains("Missing CRYPTO header for crypt method 2"), "{said}");
+    let said = refused(with(32, &[0, 0, 0, 3]));
+    assert!(said.contains("Unsupported encryption method 3"), "{said}");
+    // Too short for its key material.
+    let said = refused(with(at + 16, &[0, 0, 0, 0, 0, 0, 16, 0]));
+    assert!(said.contains("beyond the end"), "{said}");
+    let header = usize::try_from(u64::from_be_bytes(good[at + 8..at + 16].try_into().unwrap()));
+    let said = refused(with(header.unwrap() + 252, &[0; 4]));
+    assert!(said.contains("Keyslot 0 is corrupted (stripes 0 != 4000)"), "{said}");
+    let mut rng = Rng(7);
+    let aes = sample(&[("encrypt.format", "aes"), ("cluster_size", "512")]);
+    for round in 0..400 {
+        let mut bytes = if round % 2 == 0 { aes.clone() } else { good.clone() };
+        let place = usize::try_from(rng.below(112) / 4 * 4).unwrap();
+        bytes[place..place + 4].copy_from_slice(&rng.next().to_be_bytes()[..4]);
+        exercise(bytes, if round % 3 == 0 { Access::Write } else { Access::Read });
     }
 }

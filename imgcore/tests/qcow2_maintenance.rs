@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use common::{Folder, Rng, assert_checks_clean, open, qemu_img};
 use imgcore::format::{
-    self, Access, CheckReport, CreateOptions, Image, OpenContext, OpenGate, Repair,
+    self, Access, Amendment, CheckReport, CreateOptions, Image, OpenContext, OpenGate, Repair,
     SnapshotSelector, Unwatched, Watcher,
 };
 use imgcore::graph::Node;
@@ -499,7 +499,9 @@ fn amending_by_turns() {
             )
             .unwrap();
             let node = open(dir, "a.qcow2", "qcow2", Access::Write).unwrap();
-            let ours = node.image().amend(&wishes, false, &Unwatched);
+            let secret = |_: &str| Err(imgcore::Error::errno(libc::ENOKEY));
+            let request = Amendment { options: &wishes, force: false, secret: &secret };
+            let ours = node.image().amend(&request, &Unwatched);
             node.close().unwrap();
             assert_eq!(ours.is_ok(), theirs.status.success(), "seed {seed}: {change}: {ours:?}");
             if let Err(e) = &ours {

@@ -197,7 +197,9 @@ fn clean_info(mut info: Value) -> Value {
 
 /// LUKS: identifiers, and iteration counts timed on the machine.
 fn clean_encryption(data: &mut serde_json::Map<String, Value>) {
-    let Some(encrypt) = data.get_mut("encrypt").and_then(Value::as_object_mut) else { return };
+    let luks = data.contains_key("cipher-alg");
+    let encrypt = if luks { Some(data) } else { encrypt_of(data) };
+    let Some(encrypt) = encrypt else { return };
     encrypt.remove("uuid");
     encrypt.remove("master-key-iters");
     for slot in encrypt.get_mut("slots").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -205,6 +207,13 @@ fn clean_encryption(data: &mut serde_json::Map<String, Value>) {
             slot.remove("iters");
         }
     }
+}
+
+/// The header inside a qcow2 image.
+fn encrypt_of(
+    data: &mut serde_json::Map<String, Value>,
+) -> Option<&mut serde_json::Map<String, Value>> {
+    data.get_mut("encrypt").and_then(Value::as_object_mut)
 }
 
 fn clean_check(mut check: Value) -> Value {

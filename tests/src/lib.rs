@@ -16,6 +16,7 @@ pub mod bench;
 pub mod content;
 pub mod corpus;
 pub mod deliberate;
+pub mod field;
 pub mod hostile;
 pub mod images;
 pub mod licences;

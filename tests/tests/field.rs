@@ -10,22 +10,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use suite::process::{End, Invocation, Outcome};
+use suite::field::{good, names, rimg as run};
+use suite::process::{End, Invocation};
 use suite::tools;
 
 type Result<T> = std::result::Result<T, String>;
-
-fn run(dir: &Path, args: &[&str]) -> Result<Outcome> {
-    let call = Invocation::new(tools::rimg()?, dir).args(args);
-    call.time_limit(Duration::from_secs(300)).run().map_err(|e| e.to_string())
-}
-
-/// Runs rimg and demands success.
-fn good(dir: &Path, args: &[&str]) -> Result<Outcome> {
-    let outcome = run(dir, args)?;
-    let ok = outcome.success();
-    if ok { Ok(outcome) } else { Err(format!("{args:?}: {}: {}", outcome.end, outcome.err())) }
-}
 
 /// Starts rimg and waits until `file` is there.
 fn start(dir: &Path, args: &[&str], file: &str) -> Result<Child> {
@@ -61,13 +50,6 @@ fn noise(path: &Path, len: usize) -> Result<()> {
     }
     bytes.truncate(len);
     std::fs::write(path, bytes).map_err(|e| e.to_string())
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut all: Vec<_> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    all.sort();
-    all
 }
 
 #[test]

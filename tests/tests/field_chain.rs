@@ -3,20 +3,16 @@
 #![allow(clippy::unwrap_used)] // all of it is test code
 
 use std::path::Path;
-use std::time::Duration;
 
-use suite::process::{End, Invocation, Outcome};
-use suite::tools;
+use suite::field;
+use suite::process::{End, Outcome};
 
 fn rimg(dir: &Path, args: &[&str]) -> Outcome {
-    let call = Invocation::new(tools::rimg().unwrap(), dir).args(args);
-    call.time_limit(Duration::from_secs(120)).run().unwrap()
+    field::rimg(dir, args).unwrap()
 }
 
 fn good(dir: &Path, args: &[&str]) -> String {
-    let outcome = rimg(dir, args);
-    assert!(outcome.success(), "{args:?}: {}", outcome.err());
-    outcome.out()
+    field::good(dir, args).unwrap().out()
 }
 
 /// base <- mid <- top and base <- other, each with bytes of its own.

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use suite::field;
 use suite::process::{Invocation, Outcome};
 use suite::tools;
 
 fn rimg(dir: &Path, args: &[&str]) -> Outcome {
-    let call = Invocation::new(tools::rimg().unwrap(), dir).args(args);
-    call.time_limit(Duration::from_secs(300)).run().unwrap()
+    field::rimg(dir, args).unwrap()
 }
 
 struct Dice(u64);

@@ -6,21 +6,18 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use suite::content::sha256;
-use suite::process::{Invocation, Outcome};
+use suite::field::{self, names};
+use suite::process::Outcome;
 use suite::tools;
 
 fn rimg(dir: &Path, args: &[&str]) -> Outcome {
-    let call = Invocation::new(tools::rimg().unwrap(), dir).args(args);
-    call.time_limit(Duration::from_secs(120)).run().unwrap()
+    field::rimg(dir, args).unwrap()
 }
 
 fn good(dir: &Path, args: &[&str]) -> String {
-    let outcome = rimg(dir, args);
-    assert!(outcome.success(), "{args:?}: {}", outcome.err());
-    outcome.out()
+    field::good(dir, args).unwrap().out()
 }
 
 fn tar(dir: &Path, archive: &str, files: &[&str]) {
@@ -39,13 +36,6 @@ fn disk(path: &Path, seed: u8) {
         *byte = u8::try_from((i / 700) % 251).unwrap() ^ seed;
     }
     std::fs::write(path, bytes).unwrap();
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut all: Vec<_> = entries.map(|e| e.file_name().into_string().unwrap()).collect();
-    all.sort();
-    all
 }
 
 fn same(dir: &Path, driver: &str, a: &str, b: &str) {

@@ -268,8 +268,14 @@ fn pin_shows_and_binds_this_process() {
     assert_eq!(rhostprep(&["pin", "no-such-guest"]).status.code(), Some(2));
     // A thread that calls itself a vCPU can be bound.
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
-    let thread =
-        std::thread::Builder::new().name("vcpu0".into()).spawn(move || stopped.recv()).unwrap();
+    let (start, started) = std::sync::mpsc::channel::<()>();
+    let body = move || {
+        start.send(()).unwrap();
+        stopped.recv()
+    };
+    let thread = std::thread::Builder::new().name("vcpu0".into()).spawn(body).unwrap();
+    // A thread takes its name before it runs this, and not before `spawn` returns.
+    started.recv().unwrap();
     let output = rhostprep(&["pin", &pid, "--vcpu", "0=0"]);
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
     let line = out(&output).lines().find(|line| line.contains("vCPU 0")).unwrap().to_owned();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use imgcore::graph::open::{OpenRequest, Policy, Sharing};
 use imgcore::ops::convert::Overwrite;
+use imgcore::ops::stream::{self, Packing, Spooled};
 use imgcore::ops::{ImageArg, Job};
 use imgcore::opts::ImageSpec;
 use imgcore::opts::secret::{self, Secrets};
@@ -14,6 +15,7 @@ use crate::args::{self, help};
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::{Mode, Reporter};
+use crate::prompt;
 use crate::session::Session;
 
 /// What these options say.
@@ -40,6 +42,9 @@ pub struct Common<'a> {
     pub overwrite: bool,
     /// What is said when a signal ended the job.
     pub interrupted: &'static str,
+    /// Where streams are unpacked; `TMPDIR` or `/var/tmp` without.
+    pub spool_folder: Option<PathBuf>,
+    spooled: Vec<Spooled>,
     allow: Vec<PathBuf>,
     named: Vec<PathBuf>,
 }
@@ -47,6 +52,12 @@ pub struct Common<'a> {
 impl<'a> Common<'a> {
     /// Nothing given yet.
     pub fn new(session: &'a Session, command: &'static str) -> Self {
+        let mut secrets = Secrets::default();
+        if !session.as_qemu_img
+            && let Some(who) = prompt::on_terminal()
+        {
+            secrets.ask(who);
+        }
         Common {
             session,
             command,
@@ -56,9 +67,11 @@ impl<'a> Common<'a> {
             progress: Mode::Off,
             force_share: false,
             output: Output::Human,
-            secrets: Secrets::default(),
+            secrets,
             overwrite: false,
             interrupted: "Interrupted; unfinished files were removed",
+            spool_folder: None,
+            spooled: Vec::new(),
             allow: Vec::new(),
             named: Vec::new(),
         }
@@ -109,7 +122,8 @@ impl<'a> Common<'a> {
 
     fn object(&mut self, text: &str) -> Result<(), Failure> {
         let def = secret::parse(text)?;
-        self.secrets.add(def.load(|name| std::fs::read(name))?)?;
+        let secret = def.load(&self.secrets, imgcore::storage::secret::read)?;
+        self.secrets.add(secret)?;
         Ok(())
     }
 
@@ -150,6 +164,44 @@ impl<'a> Common<'a> {
         Ok(ImageArg { request, cache, sharing: self.sharing() })
     }
 
+    /// A source of the command line that is read from front to end: also `-` for standard input, and a
+    /// packed file (its name and first bytes agree on how) for what is in it.
+    pub fn source(
+        &mut self,
+        name: &str,
+        format: Option<&str>,
+        cache: CacheMode,
+    ) -> Result<ImageArg, Failure> {
+        let plain = self.session.as_qemu_img || self.image_opts;
+        let stdin = name == "-";
+        if plain || (!stdin && Packing::of_file(name)? == Packing::Plain) {
+            self.check_exclusive()?;
+            return self.image_as(name, format, cache);
+        }
+        let folder = self.spool_folder.clone().unwrap_or_else(temporary_folder);
+        let reporter = Reporter::new(self.session, Mode::Off);
+        let shown = if stdin { "standard input" } else { name };
+        let spooled = self.run(&reporter, |job| {
+            if stdin {
+                return stream::spool(std::io::stdin().lock(), &folder, job);
+            }
+            let file = std::fs::File::open(name).map_err(|e| imgcore::Error::io(&e))?;
+            stream::spool(file, &folder, job)
+        });
+        let spooled = spooled.map_err(|f| f.prefix(&format!("Could not read {shown}")))?;
+        let request = OpenRequest {
+            shown: Some(name.to_owned()),
+            ..OpenRequest::file(spooled.path()).with_driver(format)
+        };
+        self.spooled.push(spooled);
+        Ok(ImageArg { request, cache, sharing: Sharing::Off })
+    }
+
+    /// Whether any source is a stream.
+    pub fn has_streams(&self) -> bool {
+        !self.spooled.is_empty()
+    }
+
     fn request(&self, name: &str, format: Option<&str>) -> Result<OpenRequest, Failure> {
         if !self.image_opts {
             return Ok(OpenRequest::parse(name, format)?);
@@ -168,6 +220,22 @@ impl<'a> Common<'a> {
             return Err(Failure::new("--force-share/-U conflicts with image options"));
         }
         Ok(OpenRequest::from_spec(&spec, text)?)
+    }
+
+    /// Warns of encryption that protects little.
+    pub fn warn_of_aes(&self, options: &[(String, String)]) {
+        let weak = options.iter().any(|(name, value)| match name.as_str() {
+            "encrypt.format" => value == "aes",
+            "encryption" => value == "on",
+            _ => false,
+        });
+        if weak && !self.session.as_qemu_img {
+            eprintln!(
+                "{}: warning: the 'aes' encryption of qcow2 does not protect the passphrase and \
+                 shows where data are the same; use -o encrypt.format=luks",
+                self.session.program
+            );
+        }
     }
 
     /// `-U`.
@@ -222,7 +290,8 @@ impl<'a> Common<'a> {
         job: impl FnOnce(&Job<'_>) -> Result<T, E>,
     ) -> Result<T, Failure> {
         let policy = self.policy();
-        let result = job(&Job { policy: &policy, watcher: reporter }).map_err(Into::into);
+        let secrets = &self.secrets;
+        let result = job(&Job { policy: &policy, watcher: reporter, secrets }).map_err(Into::into);
         reporter.complete(result.is_ok());
         if reporter.interrupted() && result.is_err() {
             return Err(Failure::new(self.interrupted).with_code(reporter.interrupt_code()));
@@ -238,6 +307,12 @@ impl<'a> Common<'a> {
             Output::Human => output::print(text),
         }
     }
+}
+
+/// Where files of the size of a disk may be for a while.
+pub fn temporary_folder() -> PathBuf {
+    let named = std::env::var_os("TMPDIR").filter(|d| !d.is_empty());
+    named.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
 /// A cache mode; `what` is `cache` or `source cache`.

@@ -11,8 +11,10 @@ mod failure;
 mod local_time;
 mod output;
 mod progress;
+mod prompt;
 mod session;
 mod signals;
+mod stdout;
 
 use std::process::ExitCode;
 

@@ -29,9 +29,14 @@ pub fn fail_at_file_limit() {
     let _ = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Puts nothing in the place of standard output and standard error, for a server in the background:
+/// Begins a session without a terminal and puts nothing in the place of standard output and standard error, for a server in the background:
 /// whoever reads them shall not wait for it.
 pub fn leave_terminal() -> std::io::Result<()> {
+    // SAFETY: the call takes nothing and changes only to which session the process belongs. Until here it
+    // belonged to the terminal, where a passphrase may have been asked for.
+    if unsafe { libc::setsid() } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
     let nothing = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     for to in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
         // SAFETY: both are descriptor numbers; no Rust object owns 1 or 2, and `nothing` is open.

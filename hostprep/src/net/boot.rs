@@ -53,7 +53,7 @@ fn systemd_word(program: &str) -> String {
 }
 
 /// The program that a unit of ours starts.
-fn program_of(unit: &str) -> Option<String> {
+pub fn program_of(unit: &str) -> Option<String> {
     let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=\""))?;
     let (word, _) = line.rsplit_once("\" ")?;
     Some(word.replace("\\\"", "\"").replace("%%", "%"))

@@ -259,10 +259,14 @@ pub fn persist(host: &Host, plan: &mut Plan, network: &Network, program: &str) -
     };
     match starter {
         Starter::Systemd => {
-            files.extend(boot::unit_files(host, program)?);
+            let unit = boot::unit_files(host, program)?;
+            // The one of a network before this may start another copy.
+            let starts = unit.iter().find_map(|file| boot::program_of(&file.text));
+            let program = starts.as_deref().unwrap_or(program);
             plan.notes.push(format!(
                 "after a restart rhostprep-net.service makes {name} again, with {program}: keep that program"
             ));
+            files.extend(unit);
         }
         Starter::Ifupdown => {
             let lines = boot::stanza_lines(program, name, &pid_file(name))?;

@@ -10,6 +10,8 @@ pub enum SpecificInfo {
     Qcow2(Qcow2Info),
     /// vmdk
     Vmdk(VmdkInfo),
+    /// luks
+    Luks(LuksInfo),
     /// vdi; qemu-img shows nothing here.
     Vdi(VdiInfo),
     /// vpc; qemu-img shows nothing here.
@@ -62,6 +64,81 @@ pub struct Qcow2BitmapInfo {
     pub granularity: u64,
     /// `in-use`, `auto`.
     pub flags: Vec<String>,
+}
+
+/// Details of a LUKS header; what QEMU does not show comes from LUKS2 or is not in its names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LuksInfo {
+    /// `aes-256`, ...
+    pub cipher_alg: String,
+    /// `xts`, ...
+    pub cipher_mode: String,
+    /// `plain64`, ...
+    pub ivgen_alg: String,
+    /// Hash of `essiv`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ivgen_hash_alg: Option<String>,
+    /// Hash of key derivation (LUKS1: of all slots).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash_alg: Option<String>,
+    /// The header is a file by itself.
+    pub detached_header: bool,
+    /// Where the encrypted disk begins, in bytes from the header.
+    pub payload_offset: u64,
+    /// Rounds of PBKDF2 for the digest of the master key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master_key_iters: Option<u32>,
+    /// Identifier.
+    pub uuid: String,
+    /// Key slots.
+    pub slots: Vec<LuksSlotInfo>,
+    /// 2 for LUKS2; absent for LUKS1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub luks_version: Option<u32>,
+    /// LUKS2: bytes of an encrypted sector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sector_size: Option<u64>,
+    /// LUKS2: name of the volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// LUKS2: name of the subsystem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subsystem: Option<String>,
+    /// LUKS2: number of the header, which counts its changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_number: Option<u64>,
+}
+
+/// One key slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LuksSlotInfo {
+    /// In use.
+    pub active: bool,
+    /// Rounds of key derivation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iters: Option<u32>,
+    /// Stripes of the anti-forensic splitter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stripes: Option<u32>,
+    /// Where its key material is, in bytes from the header.
+    pub key_offset: u64,
+    /// LUKS2: `pbkdf2`, `argon2i` or `argon2id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kdf: Option<String>,
+    /// LUKS2: hash of PBKDF2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kdf_hash: Option<String>,
+    /// LUKS2: KiB that Argon2 uses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u32>,
+    /// LUKS2: lanes of Argon2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<u32>,
+    /// LUKS2: number of the slot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
 }
 
 /// VMDK's details.

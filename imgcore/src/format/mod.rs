@@ -22,6 +22,13 @@
 //! Allocation happens in the order of the `prepare` calls and depends on nothing else: a caller that
 //! prepares in guest order gets the same file from any number of threads.
 //!
+//! # Encryption
+//!
+//! An encrypted image hands out a storage of plaintext ([`crate::storage::CryptStorage`]) under an id of its
+//! own and maps guest bytes there: whoever reads and writes through [`Image::storage`] handles plaintext,
+//! and no path leads around the cipher. [`Image::storages`] lists the files. Passphrases come through the
+//! gates ([`OpenGate::passphrase`], [`NewFiles::passphrase`]), which the caller answers.
+//!
 //! # Locking
 //!
 //! All methods take `&self`. Tables sit behind one lock inside the image, which is never held while
@@ -33,8 +40,10 @@ pub mod bochs;
 pub mod cloop;
 mod codec;
 pub mod cow;
+mod crypt;
 pub mod dmg;
 pub mod info;
+pub mod luks;
 pub mod options;
 mod packed;
 pub mod qcow2;
@@ -50,6 +59,7 @@ pub mod vpc;
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::crypto::SecretBytes;
 use crate::num::{GuestOffset, HostOffset};
 use crate::storage::{Preallocation, Storage};
 use crate::{Error, Result};
@@ -249,6 +259,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         vec![self.storage(StorageId(0))]
     }
 
+    /// The storage that holds the guest's disk byte for byte, where that is all there is to this image:
+    /// a flush, a discard or a zeroing of it is one of the storage.
+    fn plain(&self) -> Option<&Arc<dyn Storage>> {
+        None
+    }
+
     /// The file below, if the image names one.
     fn backing(&self) -> Option<BackingRef> {
         None
@@ -354,7 +370,7 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     }
 
     /// Changes options of an existing image.
-    fn amend(&self, _options: &CreateOptions, _force: bool, _watcher: &dyn Watcher) -> Result<()> {
+    fn amend(&self, _request: &Amendment<'_>, _watcher: &dyn Watcher) -> Result<()> {
         Err(Error::unsupported(format!(
             "Format driver '{}' does not support option amendment",
             self.format_name()
@@ -378,6 +394,26 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     fn zero_init(&self) -> bool {
         true
     }
+
+    /// Whether guest data are encrypted on their way to the storage. Places of such data in a file say
+    /// nothing about bytes, and moving them costs processor time.
+    fn encrypts(&self) -> bool {
+        false
+    }
+}
+
+/// Finds the passphrase of a secret by its identifier.
+pub type SecretLookup<'a> = &'a dyn Fn(&str) -> Result<SecretBytes>;
+
+/// A change of options.
+#[derive(Clone, Copy)]
+pub struct Amendment<'a> {
+    /// The options, checked against the driver's list.
+    pub options: &'a CreateOptions,
+    /// Also what cannot be undone (`--force`).
+    pub force: bool,
+    /// For new and old passphrases.
+    pub secret: SecretLookup<'a>,
 }
 
 /// What `info` shows.
@@ -464,6 +500,17 @@ pub trait OpenGate {
 
     /// Opens `reference` (as written in the image; relative to the image's folder) as a flat storage.
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>>;
+
+    /// A further file of the image that the user named himself, by its role (`header`).
+    fn given(&self, _role: &str) -> Option<Arc<dyn Storage>> {
+        None
+    }
+
+    /// The passphrase of the image: that of the secret `id`, or what the user is asked for. `None`: no
+    /// secret was named and nobody can be asked.
+    fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {
+        id.map_or(Ok(None), |id| Err(Error::invalid(format!("No secret with id '{id}'"))))
+    }
 }
 
 /// A gate that opens nothing.
@@ -542,6 +589,10 @@ pub trait NewFiles {
     fn beside(&self, name: &str) -> Result<Arc<dyn Storage>>;
     /// Opens a file that exists already (an external data file to keep), for writing.
     fn existing(&self, name: &str) -> Result<Arc<dyn Storage>>;
+    /// The passphrase for the new image, as [`OpenGate::passphrase`].
+    fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {
+        id.map_or(Ok(None), |id| Err(Error::invalid(format!("No secret with id '{id}'"))))
+    }
 }
 
 /// What `measure` answers, in bytes.
@@ -642,6 +693,7 @@ pub fn drivers() -> &'static [&'static dyn Driver] {
         &bochs::BochsDriver,
         &cloop::CloopDriver,
         &cow::CowDriver,
+        &luks::LuksDriver,
         &dmg::DmgDriver,
     ]
 }

@@ -129,6 +129,10 @@ impl Image for RawImage {
         &self.storage
     }
 
+    fn plain(&self) -> Option<&Arc<dyn Storage>> {
+        Some(&self.storage)
+    }
+
     fn map(&self, at: GuestOffset, len: u64) -> Result<Extent> {
         Ok(Extent {
             len,

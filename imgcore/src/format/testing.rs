@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     Access, CheckReport, CreateContext, CreateOptions, Driver, Image, NewFiles, NoGate,
-    OpenContext, Repair, Unwatched, Watcher, ZeroSpace,
+    OpenContext, OpenGate, Repair, Unwatched, Watcher, ZeroSpace,
 };
 use crate::Result;
+use crate::crypto::SecretBytes;
 use crate::graph::Node;
 use crate::graph::open::{OpenOptions, OpenRequest, Purpose, open};
 use crate::num::{len_u64, small};
@@ -51,6 +52,25 @@ impl NewFiles for OneFile {
     fn existing(&self, _: &str) -> Result<Arc<dyn Storage>> {
         Err(crate::Error::errno(libc::ENOTSUP))
     }
+    fn passphrase(&self, _: Option<&str>) -> Result<Option<SecretBytes>> {
+        WithKey.passphrase(None)
+    }
+}
+
+/// A gate that opens nothing and always has [`PASSPHRASE`].
+pub(super) struct WithKey;
+
+/// Of every encrypted image of the tests.
+pub(super) const PASSPHRASE: &str = "correct horse";
+
+impl OpenGate for WithKey {
+    fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>> {
+        NoGate.open_storage(reference, access)
+    }
+
+    fn passphrase(&self, _: Option<&str>) -> Result<Option<SecretBytes>> {
+        Ok(Some(SecretBytes::new(PASSPHRASE.into())))
+    }
 }
 
 /// A new image in memory.
@@ -85,7 +105,7 @@ pub(super) fn open_storage(
     driver.open(OpenContext {
         storage,
         access,
-        gate: &NoGate,
+        gate: &WithKey,
         snapshot: None,
         data_file: None,
         scratch: false,

@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::open_request::{OpenOptions, Sharing};
+use crate::crypto::SecretBytes;
 use crate::format::{Access, OpenGate};
 use crate::opts::filename::{self, Filename};
+use crate::opts::secret::Asking;
 use crate::storage::lock::{LockSet, Perms};
 use crate::storage::{FileOptions, FileStorage, Storage};
 use crate::{Error, ErrorKind, Result};
@@ -164,12 +166,22 @@ pub(super) struct ImageGate<'a> {
     pub options: &'a OpenOptions,
     /// The policy that holds below it.
     pub policy: &'a Policy,
+    /// A detached header that the user named.
+    pub header: Option<Arc<dyn Storage>>,
 }
 
 impl OpenGate for ImageGate<'_> {
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>> {
         let path = self.policy.follow(self.image, reference)?;
         open_data_file(&path, access, self.options)
+    }
+
+    fn given(&self, role: &str) -> Option<Arc<dyn Storage>> {
+        self.header.clone().filter(|_| role == "header")
+    }
+
+    fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {
+        Ok(self.options.secrets.passphrase(id, self.image, Asking::Open)?)
     }
 
     fn list_folder(&self, folder: &str) -> Result<Vec<String>> {

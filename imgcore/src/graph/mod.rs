@@ -12,6 +12,7 @@ pub mod open;
 mod open_request;
 pub mod output;
 pub mod output_space;
+pub mod pin;
 pub mod range_lock;
 pub mod runs;
 mod status;

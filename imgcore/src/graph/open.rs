@@ -82,6 +82,13 @@ impl Opening<'_> {
             Some(driver) => driver,
             None => probe_driver(request, &*bottom)?,
         };
+        let settled;
+        let request = if request.undecided.is_empty() {
+            request
+        } else {
+            settled = request.settled(driver.name())?;
+            &settled
+        };
         if let Some(file) = file {
             level.lock(driver, &file, request.name())?;
         }
@@ -92,6 +99,10 @@ impl Opening<'_> {
         let below = if own_folder { policy.below(path) } else { policy.clone() };
         let data_file = match &request.data_file {
             Some(data) => Some(super::gate::open_data_file(&data.filename, access, level.options)?),
+            None => None,
+        };
+        let header = match &request.header {
+            Some(file) => Some(super::gate::open_data_file(&file.filename, access, level.options)?),
             None => None,
         };
         let snapshot = if depth == 0 { self.options.snapshot.clone() } else { None };
@@ -108,7 +119,7 @@ impl Opening<'_> {
             .open(OpenContext {
                 storage,
                 access,
-                gate: &ImageGate { image: path, options: level.options, policy: &below },
+                gate: &ImageGate { image: path, options: level.options, policy: &below, header },
                 snapshot,
                 data_file,
                 scratch: depth == 0 && self.options.purpose == Purpose::Scratch,
@@ -122,10 +133,18 @@ impl Opening<'_> {
             })?;
         let backing = match (self.options.depth, &request.backing) {
             (Depth::Top, _) | (_, BackingChoice::Nothing) => None,
-            (Depth::Chain, BackingChoice::Given(given)) => Some((**given).clone()),
-            (Depth::Chain, BackingChoice::Recorded) => match image.backing() {
-                Some(backing) => Some(backing_request(&backing, path, &below).map_err(in_backing)?),
-                None => None,
+            (Depth::Chain, BackingChoice::Given(given)) if !given.filename.is_empty() => {
+                Some((**given).clone())
+            }
+            (Depth::Chain, choice) => match (image.backing(), choice) {
+                (Some(backing), choice) => {
+                    let recorded = backing_request(&backing, path, &below).map_err(in_backing)?;
+                    Some(match choice {
+                        BackingChoice::Given(given) => given.over_recorded(recorded),
+                        _ => recorded,
+                    })
+                }
+                (None, _) => None,
             },
         };
         let backing = match backing {

@@ -4,6 +4,7 @@ use super::gate::Policy;
 use crate::format::{Access, SnapshotSelector};
 use crate::opts::filename::{self, Filename};
 use crate::opts::nbd::NbdTarget;
+use crate::opts::secret::Secrets;
 use crate::opts::spec::{self, BackingSpec, ImageSpec};
 use crate::storage::CacheMode;
 use crate::{Error, Result};
@@ -57,10 +58,14 @@ pub struct OpenRequest {
     pub backing: BackingChoice,
     /// An external data file given explicitly.
     pub data_file: Option<Box<OpenRequest>>,
+    /// A detached header (LUKS) given explicitly.
+    pub header: Option<Box<OpenRequest>>,
     /// The part of the file in which the image lies: where it begins, and how long it is.
     pub window: Option<(u64, Option<u64>)>,
     /// Options of the driver (`offset`, `size`, `lazy-refcounts`, ...), flattened and as text.
     pub options: Vec<(String, String)>,
+    /// Options that wait for the driver to be probed.
+    pub undecided: Vec<(String, String)>,
     /// Cache mode of this node, where it differs from the command's.
     pub cache: Option<CacheMode>,
     /// Sharing of this node, where it differs from the command's.
@@ -123,6 +128,45 @@ impl OpenRequest {
     pub fn with_driver(mut self, driver: Option<&str>) -> Self {
         self.driver = driver.map(str::to_owned);
         self
+    }
+
+    /// With what the options mean that waited for the driver.
+    ///
+    /// # Errors
+    /// When the driver does not have one of them.
+    pub(super) fn settled(&self, driver: &str) -> Result<OpenRequest> {
+        let mut spec = ImageSpec {
+            undecided: self
+                .undecided
+                .iter()
+                .map(|(k, v)| (k.clone(), crate::opts::tree::Scalar::Text(v.clone())))
+                .collect(),
+            ..ImageSpec::default()
+        };
+        spec.settle(driver)?;
+        let mut request = OpenRequest { undecided: Vec::new(), ..self.clone() };
+        request.options.extend(driver_options(&spec));
+        if let Some(offset) = spec.offset.or(spec.size.map(|_| 0)) {
+            request.window = Some((offset, spec.size));
+        }
+        if let Some(data) = &spec.data_file {
+            request.data_file = Some(Box::new(from_spec(data, None)?));
+        }
+        if let Some(header) = &spec.header {
+            request.header = Some(Box::new(from_spec(header, None)?));
+        }
+        Ok(request)
+    }
+
+    /// What an image above says of the one below it, completed by what the image itself records.
+    #[must_use]
+    pub(super) fn over_recorded(&self, recorded: OpenRequest) -> OpenRequest {
+        OpenRequest {
+            driver: self.driver.clone().or(recorded.driver),
+            filename: recorded.filename,
+            shown: recorded.shown,
+            ..self.clone()
+        }
     }
 
     /// The name to show to people.
@@ -191,6 +235,8 @@ pub struct OpenOptions {
     /// An image further down that is opened with the same access as the top, by number of links
     /// (`commit` writes into it).
     pub also_writable: Option<usize>,
+    /// Passphrases for encrypted images.
+    pub secrets: Secrets,
 }
 
 impl OpenOptions {
@@ -208,11 +254,42 @@ fn refused(name: &str, error: Error) -> Error {
 
 /// Walks down the tree of formats to the file.
 fn from_spec(spec: &ImageSpec, shown: Option<&str>) -> Result<OpenRequest> {
+    from_spec_over(spec, shown, Missing::Refused)
+}
+
+/// Whether a specification may leave the file open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Refused,
+    /// The image above records it (`backing.encrypt.key-secret=...`).
+    Recorded,
+}
+
+/// Options for the driver, with those of encryption under the names that the driver gives them.
+fn driver_options(spec: &ImageSpec) -> Vec<(String, String)> {
+    let mut all = spec.other.clone();
+    if let Some(encrypt) = &spec.encrypt {
+        let prefix = if spec.driver.as_deref() == Some("luks") { "" } else { "encrypt." };
+        for (name, value) in [("format", &encrypt.format), ("key-secret", &encrypt.key_secret)] {
+            if let Some(value) = value {
+                all.push((format!("{prefix}{name}"), value.clone()));
+            }
+        }
+    }
+    all
+}
+
+fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Result<OpenRequest> {
     let mut request = OpenRequest {
         shown: shown.map(str::to_owned),
         driver: spec.driver.clone(),
         read_only: spec.read_only,
-        options: spec.other.clone(),
+        options: driver_options(spec),
+        undecided: spec
+            .undecided
+            .iter()
+            .map(|(name, value)| (name.clone(), value.text().to_owned()))
+            .collect(),
         discard: spec.discard.map(|on| if on { Discard::Unmap } else { Discard::Ignore }),
         detect_zeroes: match spec.detect_zeroes {
             None | Some(spec::DetectZeroes::Off) => DetectZeroes::Off,
@@ -234,8 +311,13 @@ fn from_spec(spec: &ImageSpec, shown: Option<&str>) -> Result<OpenRequest> {
     request.backing = match &spec.backing {
         BackingSpec::FromImage => BackingChoice::Recorded,
         BackingSpec::None => BackingChoice::Nothing,
-        BackingSpec::Spec(lower) => BackingChoice::Given(Box::new(from_spec(lower, None)?)),
+        BackingSpec::Spec(lower) => {
+            BackingChoice::Given(Box::new(from_spec_over(lower, None, Missing::Recorded)?))
+        }
     };
+    if let Some(header) = &spec.header {
+        request.header = Some(Box::new(from_spec(header, None)?));
+    }
     if let Some(data) = &spec.data_file {
         let data = from_spec(data, None)?;
         if data.remote.is_some() {
@@ -253,6 +335,7 @@ fn from_spec(spec: &ImageSpec, shown: Option<&str>) -> Result<OpenRequest> {
         }
         (Some(file), _) => lower_file(&mut request, file)?,
         (None, Some(name)) => request.filename.clone_from(name),
+        (None, None) if missing == Missing::Recorded => {}
         (None, None) => {
             return Err(Error::invalid("A block device must be specified for \"file\""));
         }

@@ -22,7 +22,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Node;
 use super::gate::{combine, folder_of, open_data_file};
 use super::open::{OpenOptions, Purpose, Sharing, backing_request, open};
+use crate::crypto::SecretBytes;
 use crate::format::{Access, Driver, NewFiles, OpenContext, OpenGate};
+use crate::opts::secret::{Asking, Secrets};
 use crate::storage::culprit;
 use crate::storage::lock::LockSet;
 use crate::storage::{CacheMode, FileOptions, FileStorage, Storage};
@@ -84,6 +86,7 @@ pub struct Output {
     target: String,
     cache: CacheMode,
     overwrite: Overwrite,
+    secrets: Secrets,
     files: Mutex<Vec<NewFile>>,
     /// Parts stay when there is no commit.
     kept: AtomicBool,
@@ -96,9 +99,17 @@ impl Output {
             target: target.to_owned(),
             cache,
             overwrite,
+            secrets: Secrets::default(),
             files: Mutex::default(),
             kept: AtomicBool::new(false),
         }
+    }
+
+    /// With passphrases for an encrypted image.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: &Secrets) -> Self {
+        self.secrets = secrets.clone();
+        self
     }
 
     /// The files that an earlier run with [`Output::keep`] left: the image itself (`None`) and others as
@@ -312,11 +323,13 @@ impl Output {
         Err(busy(None))
     }
 
-    /// Opens the image that was created in these files, to fill it.
+    /// Opens the image that was created in these files, to fill it; `keys` are options of the driver
+    /// that name secrets.
     pub fn open_image(
         &self,
         driver: &'static dyn Driver,
         options: &OpenOptions,
+        keys: &[(String, String)],
     ) -> Result<Arc<Node>> {
         let name = &self.target;
         let storage =
@@ -332,7 +345,7 @@ impl Output {
                 scratch: options.purpose == Purpose::Scratch,
                 header_only: false,
                 for_check: false,
-                options: &[],
+                options: keys,
             })
             .map_err(|e| e.context(format!("Could not open '{name}'")).at_path(name))?;
         let backing = match image.backing() {
@@ -475,6 +488,10 @@ fn keep_permissions(file: &File, old: &std::fs::Metadata) {
 }
 
 impl NewFiles for Output {
+    fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {
+        Ok(self.secrets.passphrase(id, &self.target, Asking::Create)?)
+    }
+
     fn main(&self) -> Result<Arc<dyn Storage>> {
         self.make(None)
     }
@@ -499,6 +516,10 @@ struct OutputGate<'a> {
 }
 
 impl OpenGate for OutputGate<'_> {
+    fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {
+        self.output.passphrase(id)
+    }
+
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>> {
         if let Some(storage) = self.output.made(Some(reference)) {
             return Ok(storage);

@@ -50,6 +50,30 @@ pub struct RangeGuard<'a> {
 }
 
 impl RangeLocks {
+    /// Holds `start..end` if nobody is in the way; returns what [`RangeLocks::leave`] wants.
+    pub fn try_enter(&self, start: u64, end: u64, hold: Hold) -> Option<u64> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticket = queue.0;
+        let entry = Entry { ticket, start, end, hold };
+        if queue.1.iter().any(|e| e.conflicts(&entry)) {
+            return None;
+        }
+        queue.0 = queue.0.wrapping_add(1);
+        queue.1.push_back(entry);
+        Some(ticket)
+    }
+
+    /// Gives back what is held by a ticket.
+    pub fn leave(&self, ticket: u64) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.1.retain(|e| e.ticket != ticket);
+        let waiters = !queue.1.is_empty();
+        drop(queue);
+        if waiters {
+            self.changed.notify_all();
+        }
+    }
+
     /// Waits until `start..end` can be held.
     pub fn lock(&self, start: u64, end: u64, hold: Hold) -> RangeGuard<'_> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,13 +95,7 @@ fn blocked(queue: &VecDeque<Entry>, ticket: u64) -> bool {
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
-        let mut queue = self.locks.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.1.retain(|e| e.ticket != self.ticket);
-        let waiters = !queue.1.is_empty();
-        drop(queue);
-        if waiters {
-            self.locks.changed.notify_all();
-        }
+        self.locks.leave(self.ticket);
     }
 }
 

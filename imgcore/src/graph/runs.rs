@@ -67,10 +67,7 @@ impl Node {
             return Ok(None);
         }
         if direction == Direction::Write {
-            let plain = self.access == Access::Write
-                && !self.writethrough
-                && self.detect_zeroes == DetectZeroes::Off;
-            if !plain {
+            if !self.writes_plainly() {
                 return Ok(None);
             }
             self.image.note_write(GuestOffset(at), len)?;
@@ -83,8 +80,15 @@ impl Node {
         }
     }
 
+    /// Whether a write is nothing but moving bytes, once its place is allocated.
+    pub(super) fn writes_plainly(&self) -> bool {
+        self.access == Access::Write
+            && !self.writethrough
+            && self.detect_zeroes == DetectZeroes::Off
+    }
+
     /// Adds the runs of a range; false when some part of it is no run.
-    fn collect<'a>(
+    pub(super) fn collect<'a>(
         &'a self,
         mut at: u64,
         len: u64,

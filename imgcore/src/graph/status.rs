@@ -85,7 +85,9 @@ impl Node {
         };
         Ok(match extent.mapping {
             Mapping::Data { storage, offset, probe_holes, .. } => {
-                let mut status = Status { place: Some((storage, offset)), ..base };
+                let plain = !self.image.encrypts();
+                let place = Some((storage, offset)).filter(|_| plain);
+                let mut status = Status { place, ..base };
                 if probe_holes {
                     let host = self.image.storage(storage).status(offset.0, extent.len)?;
                     status.len = host.len;

@@ -1,7 +1,7 @@
 //! `amend`: changing options of an existing image.
 
 use super::{ImageArg, Job};
-use crate::format::{self, CreateOptions};
+use crate::format::{self, Amendment, CreateOptions};
 use crate::graph::open::Depth;
 use crate::{Error, Result};
 
@@ -52,7 +52,13 @@ pub fn amend(options: &AmendOptions, job: &Job<'_>) -> Result<()> {
     // Only the node knows what lies below a disk that grows.
     let size = wishes.number("size").filter(|&n| n != 0);
     wishes.remove("size");
-    node.image().amend(&wishes, options.force == Force::Yes, job.watcher)?;
+    let secret = |id: &str| {
+        let bytes = job.secrets.get(id)?;
+        Ok(crate::crypto::SecretBytes::new(bytes.to_vec()))
+    };
+    let request =
+        Amendment { options: &wishes, force: options.force == Force::Yes, secret: &secret };
+    node.image().amend(&request, job.watcher)?;
     if let Some(size) = size.filter(|&n| n != node.virtual_size()) {
         node.resize(size, crate::storage::Preallocation::Off)?;
     }

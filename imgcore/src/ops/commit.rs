@@ -82,7 +82,8 @@ pub fn commit(options: &CommitOptions, job: &Job<'_>) -> Result<()> {
 /// When `base` cannot be written. What was copied before stays in it; `top` is unchanged.
 pub fn copy_down(top: &Node, base: &Node, watcher: &dyn crate::format::Watcher) -> Result<()> {
     let policy = crate::graph::open::Policy::folder();
-    let job = Job { policy: &policy, watcher };
+    let secrets = crate::opts::secret::Secrets::default();
+    let job = Job { policy: &policy, watcher, secrets: &secrets };
     let (size, old) = (top.virtual_size(), base.virtual_size());
     if size > old {
         base.resize(size, Preallocation::Off)

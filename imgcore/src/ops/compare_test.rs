@@ -1,6 +1,7 @@
 use super::*;
 use crate::format::Unwatched;
 use crate::graph::open::Policy;
+use crate::opts::secret::Secrets;
 
 fn images(a: &[u8], b: &[u8]) -> (tempfile::TempDir, CompareOptions) {
     let dir = tempfile::tempdir().unwrap();
@@ -17,7 +18,11 @@ fn images(a: &[u8], b: &[u8]) -> (tempfile::TempDir, CompareOptions) {
 }
 
 fn run(options: &CompareOptions) -> CompareReport {
-    compare(options, &Job { policy: &Policy::folder(), watcher: &Unwatched }).unwrap()
+    compare(
+        options,
+        &Job { policy: &Policy::folder(), watcher: &Unwatched, secrets: &Secrets::default() },
+    )
+    .unwrap()
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::format::{self, BackingRef, CreateOptions, Driver, OptionSpec};
 use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
 use crate::graph::gate::combine;
-use crate::graph::open::{OpenOptions, OpenRequest, Sharing, open};
+use crate::graph::open::{OpenOptions, OpenRequest, Purpose, Sharing, open};
 use crate::graph::output::{Durability, Output, Overwrite};
 use crate::opts::filename::{self, Filename};
 use crate::storage::CacheMode;
@@ -73,16 +73,17 @@ impl Plan {
     }
 
     /// Makes the image.
-    pub fn run(mut self, _job: &Job<'_>) -> Result<()> {
+    pub fn run(mut self, job: &Job<'_>) -> Result<()> {
         let shown = self.shown.clone();
-        self.make().map_err(|e| e.context(shown))
+        self.make(job).map_err(|e| e.context(shown))
     }
 
-    fn make(&mut self) -> Result<()> {
+    fn make(&mut self, job: &Job<'_>) -> Result<()> {
         if let Some(error) = self.refused.take() {
             return Err(error);
         }
-        let output = Output::new(&self.path, CacheMode::Writeback, self.overwrite);
+        let output =
+            Output::new(&self.path, CacheMode::Writeback, self.overwrite).with_secrets(job.secrets);
         let new = NewImage {
             driver: find_driver(self.driver)?,
             size: self.size,
@@ -154,6 +155,15 @@ pub(super) fn set_size(options: &mut CreateOptions, size: u64) {
     options.set("size", format::options::OptionValue::Number(size));
 }
 
+/// The options that name secrets, for opening an image made with them.
+pub(super) fn key_options(options: &CreateOptions) -> Vec<(String, String)> {
+    options
+        .names()
+        .filter(|name| name.ends_with("key-secret"))
+        .filter_map(|name| Some((name.to_owned(), options.text(name)?.to_owned())))
+        .collect()
+}
+
 fn plan_inner(wish: CreateImageOptions, job: &Job<'_>) -> Result<Plan> {
     let driver = find_driver(&wish.driver)?;
     let Filename::Path(path) = filename::parse(&wish.filename)? else {
@@ -189,6 +199,10 @@ fn plan_inner(wish: CreateImageOptions, job: &Job<'_>) -> Result<Plan> {
         }
         None => None,
     };
+    if options.flag("detached-header") == Some(true) {
+        // A header alone: the disk is elsewhere, and its size with it.
+        size = size.or(Some(0));
+    }
     let size = size.ok_or_else(|| Error::invalid("Image creation needs a size parameter"))?;
     set_size(&mut options, size);
     let refused = driver.resolve_options(&mut options, size).err();
@@ -248,6 +262,9 @@ fn open_named(name: &str, driver: Option<&str>, job: &Job<'_>) -> Result<Arc<Nod
     let options = OpenOptions {
         sharing: Sharing::Force,
         policy: job.policy.clone().allow_file(Path::new(name)),
+        secrets: job.secrets.clone(),
+        // Its size and its format are wanted, not its content.
+        purpose: Purpose::Header,
         ..OpenOptions::default()
     };
     open(&OpenRequest::parse(name, driver)?, &options)

@@ -1,9 +1,10 @@
 use super::*;
 use crate::format::Unwatched;
 use crate::graph::open::Policy;
+use crate::opts::secret::Secrets;
 
 fn with_job<T>(f: impl FnOnce(&Job<'_>) -> T) -> T {
-    f(&Job { policy: &Policy::folder(), watcher: &Unwatched })
+    f(&Job { policy: &Policy::folder(), watcher: &Unwatched, secrets: &Secrets::default() })
 }
 
 fn wish(dir: &tempfile::TempDir, size: Option<u64>) -> CreateImageOptions {

@@ -83,8 +83,8 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
     let new =
         NewImage { driver, size, options: &create_options, backing: None, backing_image: None };
     create(&new, &output).map_err(failed)?;
-    let how = OpenOptions { purpose: Purpose::Scratch, ..OpenOptions::default() };
-    let target = output.open_image(driver, &how)?;
+    let how = OpenOptions { purpose: Purpose::Scratch, ..OpenOptions::default() }.writable();
+    let target = output.open_image(driver, &how, &[])?;
     let mut buf = vec![0u8; PIECE];
     let mut done = 0;
     while done < size {

@@ -2,6 +2,7 @@
 use super::*;
 use crate::format::Unwatched;
 use crate::graph::open::Policy;
+use crate::opts::secret::Secrets;
 
 fn ranges(a: &[u8], b: &[u8], granularity: u64) -> (Vec<(u64, u64)>, DiffReport) {
     let dir = tempfile::tempdir().unwrap();
@@ -13,7 +14,7 @@ fn ranges(a: &[u8], b: &[u8], granularity: u64) -> (Vec<(u64, u64)>, DiffReport)
         arg
     };
     let options = DiffOptions { first: arg("a", a), second: arg("b", b), granularity };
-    let job = Job { policy: &Policy::folder(), watcher: &Unwatched };
+    let job = Job { policy: &Policy::folder(), watcher: &Unwatched, secrets: &Secrets::default() };
     let mut all = Vec::new();
     let report = diff(&options, &job, &mut |range| {
         all.push((range.start, range.length));

@@ -120,7 +120,7 @@ pub fn info(options: &InfoOptions, job: &Job<'_>) -> Result<Vec<InfoReport>> {
 }
 
 /// Device and inode of the image file.
-fn identity(node: &Node) -> Option<(u64, u64)> {
+pub(super) fn identity(node: &Node) -> Option<(u64, u64)> {
     let storages = node.image().storages();
     let meta = storages.first()?.as_file()?.metadata().ok()?;
     Some((meta.dev(), meta.ino()))
@@ -165,6 +165,7 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
         let name = match (index, report.format.as_str()) {
             (0, _) => "file".to_owned(),
             (n, "vmdk") => format!("extents.{}", n - 1),
+            (_, "luks") => "header".to_owned(),
             _ => "data-file".to_owned(),
         };
         report.children.push(ChildInfo { name, info: file_info(storage)? });

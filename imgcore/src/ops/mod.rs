@@ -30,6 +30,7 @@ pub mod selector;
 pub mod serve;
 pub mod snapshot;
 pub mod source;
+pub mod stream;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ use crate::Result;
 use crate::format::{Access, Watcher};
 use crate::graph::Node;
 use crate::graph::open::{OpenOptions, OpenRequest, Policy, Sharing, open};
+use crate::opts::secret::Secrets;
 use crate::storage::CacheMode;
 
 /// What every job gets besides its options.
@@ -46,6 +48,8 @@ pub struct Job<'a> {
     pub policy: &'a Policy,
     /// Progress, notes, cancelling.
     pub watcher: &'a dyn Watcher,
+    /// Passphrases for encrypted images.
+    pub secrets: &'a Secrets,
 }
 
 /// An image that the command line names.
@@ -71,6 +75,7 @@ impl ImageArg {
             cache: self.cache,
             sharing: self.sharing,
             policy: job.policy.clone(),
+            secrets: job.secrets.clone(),
             ..OpenOptions::default()
         }
     }

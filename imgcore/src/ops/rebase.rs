@@ -100,6 +100,7 @@ fn open_new(options: &RebaseOptions, node: &Node, name: &str, job: &Job<'_>) -> 
         sharing: options.image.sharing,
         purpose: crate::graph::open::Purpose::Source,
         policy: job.policy.clone().allow_file(Path::new(&full)),
+        secrets: job.secrets.clone(),
         ..OpenOptions::default()
     };
     OpenRequest::parse(&full, options.backing_format.as_deref())

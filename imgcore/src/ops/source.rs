@@ -68,6 +68,11 @@ impl<'a> Walk<'a> {
         Walk { links: top.chain(), limit: images.saturating_sub(1) }
     }
 
+    /// All images, the top one first.
+    pub fn images(&self) -> impl Iterator<Item = &'a Node> {
+        self.links.iter().copied()
+    }
+
     /// An image by its number from the top.
     pub fn image(&self, link: usize) -> Option<&'a Node> {
         self.links.get(link).copied()
@@ -120,7 +125,7 @@ impl<'a> Walk<'a> {
         };
         Ok(match extent.mapping {
             Mapping::Data { storage, offset, probe_holes, .. } => {
-                let place = Some((storage, offset));
+                let place = Some((storage, offset)).filter(|_| !node.image().encrypts());
                 let data =
                     Run { origin: Origin::Plain(storage, offset), stored: true, place, ..base };
                 if !probe_holes {

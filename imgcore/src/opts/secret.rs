@@ -1,10 +1,17 @@
-//! `--object secret,id=ID,data=TEXT|file=NAME[,format=raw|base64]`: passphrases for encrypted
-//! images, kept out of the command line where the user wishes.
+//! `--object secret,id=ID,data=TEXT|file=NAME[,format=raw|base64][,keyid=ID,iv=BASE64]` and
+//! `--object secret_keyring,id=ID,serial=NUMBER`: passphrases for encrypted images, kept out of the
+//! command line where the user wishes.
+//!
+//! With `keyid` the data are themselves encrypted with AES-256 in CBC mode (padded as PKCS #7 says) under
+//! another secret of 32 bytes; `iv` is the initialization vector. Secrets are wiped when they are dropped.
+
+use std::sync::Arc;
 
 use super::OptError;
 use super::json;
 use super::list::{self, FirstItem};
 use super::tree::{Flat, Scalar};
+use crate::crypto::{Cipher, SecretBytes, raw_cbc_decrypt};
 
 /// How the data of a secret are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +29,17 @@ pub enum SecretSource {
     Data(String),
     /// In a file.
     File(String),
+    /// In the kernel's keyring, under this serial number.
+    Keyring(i32),
+}
+
+/// How a secret is itself encrypted.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Wrapped {
+    /// Identifier of the secret that is the key.
+    pub key: String,
+    /// Initialization vector, in base64.
+    pub iv: Option<String>,
 }
 
 /// A `secret` object, not yet read.
@@ -33,15 +51,17 @@ pub struct SecretDef {
     pub source: SecretSource,
     /// How it is written.
     pub format: SecretFormat,
+    /// How it is encrypted.
+    pub wrapped: Option<Wrapped>,
 }
 
-/// A secret, ready for use. Never printed by `Debug`.
+/// A secret, ready for use. Never printed by `Debug`; wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
     /// What images call it.
     pub id: String,
     /// The bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: SecretBytes,
 }
 
 impl std::fmt::Debug for Secret {
@@ -64,7 +84,6 @@ const OTHER_OBJECTS: &[&str] = &[
     "iothread",
     "main-loop",
     "pr-manager-helper",
-    "secret_keyring",
     "thread-context",
     "throttle-group",
     "tls-creds-anon",
@@ -80,7 +99,7 @@ pub fn parse(text: &str) -> Result<SecretDef, OptError> {
         Flat::from_items(&list::parse(text, FirstItem::ValueOf("qom-type")))
     };
     let kind = flat.take_text("qom-type").ok_or_else(|| missing("qom-type"))?;
-    if kind != "secret" {
+    if !matches!(kind.as_str(), "secret" | "secret_keyring") {
         return Err(if OTHER_OBJECTS.contains(&kind.as_str()) {
             OptError::new(format!("Objects of type '{kind}' are not supported"))
                 .hint("only 'secret' objects are: --object secret,id=ID,file=NAME")
@@ -90,31 +109,45 @@ pub fn parse(text: &str) -> Result<SecretDef, OptError> {
     }
     let id = flat.take_text("id").ok_or_else(|| missing("id"))?;
     check_id(&id)?;
-    let data = flat.take_text("data");
-    let file = flat.take_text("file");
     let format = match flat.take("format").as_ref().map(Scalar::text) {
         None | Some("raw") => SecretFormat::Raw,
         Some("base64") => SecretFormat::Base64,
         Some(other) => return Err(OptError::not_accepted("format", other)),
     };
-    if flat.take("keyid").is_some() || flat.take("iv").is_some() {
-        return Err(OptError::new(format!(
-            "Secret '{id}' is itself encrypted (keyid, iv): not supported"
-        ))
-        .hint("give the passphrase in a file only you can read: --object secret,id=ID,file=NAME"));
-    }
+    let wrapped = match (flat.take_text("keyid"), flat.take_text("iv")) {
+        (Some(key), iv) => Some(Wrapped { key, iv }),
+        (None, Some(_)) => {
+            return Err(OptError::new(format!("Secret '{id}' has an 'iv' but no 'keyid'")));
+        }
+        (None, None) => None,
+    };
+    let source = if kind == "secret" { data_or_file(&mut flat)? } else { keyring(&mut flat)? };
     if let Some((key, _)) = flat.iter().next() {
         return Err(OptError::new(format!("Parameter '{key}' is unexpected")));
     }
-    let source = match (data, file) {
-        (Some(_), Some(_)) => {
-            return Err(OptError::new("'file' and 'data' are mutually exclusive"));
-        }
-        (Some(d), None) => SecretSource::Data(d),
-        (None, Some(f)) => SecretSource::File(f),
-        (None, None) => return Err(OptError::new("Either 'file' or 'data' must be provided")),
+    Ok(SecretDef { id, source: source?, format, wrapped })
+}
+
+/// The source, or what is wrong with it; an option that is not known is told before.
+type Source = Result<Result<SecretSource, OptError>, OptError>;
+
+fn data_or_file(flat: &mut Flat) -> Source {
+    Ok(match (flat.take_text("data"), flat.take_text("file")) {
+        (Some(_), Some(_)) => Err(OptError::new("'file' and 'data' are mutually exclusive")),
+        (Some(d), None) => Ok(SecretSource::Data(d)),
+        (None, Some(f)) => Ok(SecretSource::File(f)),
+        (None, None) => Err(OptError::new("Either 'file' or 'data' must be provided")),
+    })
+}
+
+fn keyring(flat: &mut Flat) -> Source {
+    let Some(text) = flat.take_text("serial") else {
+        return Ok(Err(OptError::new("'serial' parameter must be provided")));
     };
-    Ok(SecretDef { id, source, format })
+    let number = super::value::number("serial", &text)?;
+    Ok(i32::try_from(number).map(SecretSource::Keyring).map_err(|_| {
+        OptError::new("Parameter 'serial' expects the serial number of a key (see keyctl show)")
+    }))
 }
 
 fn missing(name: &str) -> OptError {
@@ -132,27 +165,61 @@ fn check_id(id: &str) -> Result<(), OptError> {
 }
 
 impl SecretDef {
-    /// Gets the bytes; `read` reads a file.
+    /// Gets the bytes; `read` reads a file or a key, `known` are the secrets given before.
     pub fn load(
         self,
-        read: impl FnOnce(&str) -> std::io::Result<Vec<u8>>,
+        known: &Secrets,
+        read: impl FnOnce(&SecretSource) -> std::io::Result<Vec<u8>>,
     ) -> Result<Secret, OptError> {
-        let written = match self.source {
-            SecretSource::Data(text) => text.into_bytes(),
-            SecretSource::File(name) => read(&name).map_err(|e| {
-                let text = e.to_string();
-                let words = text.split(" (os error").next().unwrap_or(&text);
+        let words = |e: &std::io::Error| {
+            let text = e.to_string();
+            text.split(" (os error").next().unwrap_or(&text).to_owned()
+        };
+        let written = SecretBytes::new(match &self.source {
+            SecretSource::Data(text) => text.clone().into_bytes(),
+            SecretSource::File(name) => read(&self.source).map_err(|e| {
                 OptError::new(format!(
-                    "Unable to read {name}: Failed to open file “{name}”: {words}"
+                    "Unable to read {name}: Failed to open file “{name}”: {}",
+                    words(&e)
                 ))
             })?,
-        };
+            SecretSource::Keyring(serial) => read(&self.source).map_err(|e| {
+                OptError::new(format!("Unable to read key {serial} of the keyring: {}", words(&e)))
+            })?,
+        });
         let bytes = match self.format {
             SecretFormat::Raw => written,
-            SecretFormat::Base64 => decode_base64(&written)?,
+            SecretFormat::Base64 => SecretBytes::new(decode_base64(&written)?),
+        };
+        let bytes = match &self.wrapped {
+            Some(wrapped) => unwrap(wrapped, &bytes, known)?,
+            None => bytes,
         };
         Ok(Secret { id: self.id, bytes })
     }
+}
+
+/// Decrypts a secret with another one.
+fn unwrap(wrapped: &Wrapped, data: &[u8], known: &Secrets) -> Result<SecretBytes, OptError> {
+    let key = known.get(&wrapped.key)?;
+    if key.len() != 32 {
+        return Err(OptError::new("Key should be 32 bytes in length"));
+    }
+    let Some(iv) = &wrapped.iv else {
+        return Err(OptError::new("IV is required to decrypt secret"));
+    };
+    let iv = decode_base64(iv.as_bytes())?;
+    let iv = <[u8; 16]>::try_from(iv)
+        .map_err(|iv| OptError::new(format!("IV should be 16 bytes in length not {}", iv.len())))?;
+    let plain = raw_cbc_decrypt(Cipher::Aes256, key, &iv, data)
+        .map_err(|e| OptError::new(e.message().to_owned()))?;
+    let pad = plain.last().map_or(0, |&n| usize::from(n));
+    if plain.len() % 16 != 0 || pad == 0 || pad > 16 || pad > plain.len() {
+        return Err(OptError::new(format!(
+            "Incorrect number of padding bytes ({pad}) found on decrypted data"
+        )));
+    }
+    Ok(SecretBytes::new(plain[..plain.len() - pad].to_vec()))
 }
 
 /// Decodes base64 (RFC 4648), ignoring line ends and taking padding as the end.
@@ -179,30 +246,76 @@ fn decode_base64(text: &[u8]) -> Result<Vec<u8>, OptError> {
     Ok(out)
 }
 
-/// The secrets of a command, by identifier.
-#[derive(Clone, Debug, Default)]
-pub struct Secrets(Vec<Secret>);
+/// What a passphrase is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asking {
+    /// To open an image.
+    Open,
+    /// To make one: asked twice.
+    Create,
+}
+
+/// Somebody who can be asked for a passphrase.
+pub trait Ask: Send + Sync {
+    /// The passphrase of `image`. The same image may be asked for again: it is to be remembered.
+    ///
+    /// # Errors
+    /// When there is nobody, or he gives up.
+    fn passphrase(&self, image: &str, asking: Asking) -> Result<SecretBytes, OptError>;
+}
+
+/// The secrets of a command, by identifier, and who is asked where none is named.
+#[derive(Clone, Default)]
+pub struct Secrets {
+    list: Vec<Arc<Secret>>,
+    ask: Option<Arc<dyn Ask>>,
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.list.iter().map(|s| &s.id)).finish()
+    }
+}
 
 impl Secrets {
     /// Adds one; each identifier once.
     pub fn add(&mut self, secret: Secret) -> Result<(), OptError> {
-        if self.0.iter().any(|s| s.id == secret.id) {
+        if self.list.iter().any(|s| s.id == secret.id) {
             return Err(OptError::new(format!(
                 "attempt to add duplicate property '{}' to object (type 'container')",
                 secret.id
             )));
         }
-        self.0.push(secret);
+        self.list.push(Arc::new(secret));
         Ok(())
+    }
+
+    /// Has somebody asked where an encrypted image comes without a secret.
+    pub fn ask(&mut self, who: Arc<dyn Ask>) {
+        self.ask = Some(who);
     }
 
     /// The secret of this identifier.
     pub fn get(&self, id: &str) -> Result<&[u8], OptError> {
-        self.0
+        self.list
             .iter()
             .find(|s| s.id == id)
             .map(|s| s.bytes.as_slice())
             .ok_or_else(|| OptError::new(format!("No secret with id '{id}'")))
+    }
+
+    /// The passphrase of an image: that of the secret, or what the user answers. `None`: neither.
+    pub fn passphrase(
+        &self,
+        id: Option<&str>,
+        image: &str,
+        asking: Asking,
+    ) -> Result<Option<SecretBytes>, OptError> {
+        match (id, &self.ask) {
+            (Some(id), _) => Ok(Some(SecretBytes::new(self.get(id)?.to_vec()))),
+            (None, Some(ask)) => ask.passphrase(image, asking).map(Some),
+            (None, None) => Ok(None),
+        }
     }
 }
 
@@ -217,11 +330,14 @@ mod tests {
     #[test]
     fn forms() {
         let s = parse("secret,id=a,data=b,,c").unwrap();
-        assert_eq!(s.load(|_| Ok(vec![])).unwrap().bytes, b"b,c");
+        assert_eq!(s.load(&Secrets::default(), |_| Ok(vec![])).unwrap().bytes[..], *b"b,c");
         let s = parse(r#"{"qom-type":"secret","id":"a","data":"aGk=","format":"base64"}"#).unwrap();
-        assert_eq!(s.load(|_| Ok(vec![])).unwrap().bytes, b"hi");
+        assert_eq!(s.load(&Secrets::default(), |_| Ok(vec![])).unwrap().bytes[..], *b"hi");
         let s = parse("secret,id=a,file=f").unwrap();
-        assert_eq!(s.load(|_| Ok(b"pw\n".to_vec())).unwrap().bytes, b"pw\n");
+        assert_eq!(
+            s.load(&Secrets::default(), |_| Ok(b"pw\n".to_vec())).unwrap().bytes[..],
+            *b"pw\n"
+        );
     }
 
     #[test]
@@ -239,7 +355,9 @@ mod tests {
             message("secret,id=a,data=b,format=foo"),
             "Parameter 'format' does not accept value 'foo'"
         );
-        let bad = parse("secret,id=a,data=%%,format=base64").unwrap().load(|_| Ok(vec![]));
+        let bad = parse("secret,id=a,data=%%,format=base64")
+            .unwrap()
+            .load(&Secrets::default(), |_| Ok(vec![]));
         assert_eq!(bad.unwrap_err().message, "Base64 data contains invalid characters");
     }
 
@@ -247,6 +365,9 @@ mod tests {
     fn never_shown() {
         let s = parse("secret,id=a,data=hunter2").unwrap();
         assert!(!format!("{s:?}").contains("hunter2"));
-        assert!(!format!("{:?}", s.load(|_| Ok(vec![])).unwrap()).contains("hunter2"));
+        assert!(
+            !format!("{:?}", s.load(&Secrets::default(), |_| Ok(vec![])).unwrap())
+                .contains("hunter2")
+        );
     }
 }

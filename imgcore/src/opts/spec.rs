@@ -26,6 +26,8 @@ pub struct ImageSpec {
     pub backing: BackingSpec,
     /// qcow2's external data file.
     pub data_file: Option<Box<ImageSpec>>,
+    /// luks: a header in a file by itself.
+    pub header: Option<Box<ImageSpec>>,
     /// Open for reading only.
     pub read_only: Option<bool>,
     /// Fall back to reading only where writing is not allowed.
@@ -327,7 +329,10 @@ fn take_driver_options(
         }
         "qcow2" => take_qcow2(spec, flat)?,
         "qcow" => take_encrypt(spec, flat, "encrypt."),
-        "luks" => take_encrypt(spec, flat, ""),
+        "luks" => {
+            take_encrypt(spec, flat, "");
+            spec.header = take_child("header", flat)?;
+        }
         "file" | "host_device" | "host_cdrom" => take_file(spec, flat)?,
         d if is_format(d) => {}
         _ => {

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
+use super::calls::{Call, Want};
 use super::lock::{FileLock, LockSet};
 use super::sparse::{self, Outcome};
 use super::{CopyKind, HostExtent, HostKind, Limits, Preallocation, Storage, ZeroMode};
@@ -465,6 +466,35 @@ impl Storage for FileStorage {
 
     fn as_file(&self) -> Option<&File> {
         Some(&self.file)
+    }
+
+    fn as_call(&self, want: Want) -> Option<Call<'_>> {
+        let synced = self.options.cache.writethrough();
+        // Devices are zeroed and discarded by ioctls; a file's length is looked at for each request.
+        let inside = |offset: u64, len: u64| {
+            let end = offset.checked_add(len)?;
+            (!self.device && len > 0 && end <= self.len().ok()?).then_some(())
+        };
+        match want {
+            Want::Flush if self.options.cache == CacheMode::Unsafe || !self.options.writable => {
+                Some(Call::Nothing)
+            }
+            Want::Flush => Some(Call::Sync(&self.file)),
+            Want::Discard { offset, len } => {
+                inside(offset, len)?;
+                let mode = sparse::PUNCH_MODE;
+                Some(Call::Fallocate { file: &self.file, mode, offset, len })
+            }
+            Want::WriteZeroes { offset, len, mode } if !synced => {
+                inside(offset, len)?;
+                let mode = match mode {
+                    ZeroMode::MayUnmap => sparse::PUNCH_MODE,
+                    ZeroMode::KeepAllocated => sparse::ZERO_MODE,
+                };
+                Some(Call::Fallocate { file: &self.file, mode, offset, len })
+            }
+            Want::WriteZeroes { .. } => None,
+        }
     }
 
     fn zero_init(&self) -> bool {

@@ -8,19 +8,23 @@
 //! before it survives a crash; between two flushes the order of writes is undefined after a power
 //! failure (and the order of the calls after the death of the process).
 
+pub mod calls;
 #[cfg(any(test, feature = "testing"))]
 pub mod crash;
+mod crypt;
 pub mod culprit;
 mod file;
 pub mod lock;
 mod memory;
 pub mod nbd;
+pub mod secret;
 mod slice;
 pub mod sparse;
 pub mod zero;
 
 use crate::Result;
 
+pub use crypt::CryptStorage;
 pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use memory::MemoryStorage;
 pub use nbd::NbdStorage;
@@ -160,6 +164,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
 
     /// The open file behind this storage, if it is one from offset 0 on.
     fn as_file(&self) -> Option<&std::fs::File> {
+        None
+    }
+
+    /// The one call on an open file that does what is wanted, where there is one.
+    fn as_call(&self, _want: calls::Want) -> Option<calls::Call<'_>> {
         None
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::calls::{Call, Want};
 use super::{CopyKind, HostExtent, HostKind, Limits, Preallocation, Storage, ZeroMode};
 use crate::num::len_u64;
 use crate::{Error, Result};
@@ -87,6 +88,17 @@ impl Storage for SliceStorage {
             Some((whole, start)) => Some((whole, start.saturating_add(self.start))),
             None => Some((&*self.inner, self.start)),
         }
+    }
+
+    fn as_call(&self, want: Want) -> Option<Call<'_>> {
+        let inside = |offset, len| self.check(offset, len).ok();
+        self.inner.as_call(match want {
+            Want::Flush => Want::Flush,
+            Want::Discard { offset, len } => Want::Discard { offset: inside(offset, len)?, len },
+            Want::WriteZeroes { offset, len, mode } => {
+                Want::WriteZeroes { offset: inside(offset, len)?, len, mode }
+            }
+        })
     }
 
     fn limits(&self) -> Limits {

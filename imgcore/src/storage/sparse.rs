@@ -32,6 +32,11 @@ mod ioctls {
     nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), libc::c_int);
 }
 
+/// The mode of `fallocate` by which [`punch_hole`] gives space back.
+pub const PUNCH_MODE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+/// The mode of `fallocate` that makes zeroes and keeps both the space and the file's length.
+pub const ZERO_MODE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
 fn off(value: u64) -> Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| Error::errno(libc::EFBIG))
 }

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use imgcore::crypto::SecretBytes;
 use imgcore::format::{
     self, Access, BackingRef, CreateContext, CreateOptions, NewFiles, OpenContext, OpenGate,
 };
@@ -25,9 +26,15 @@ impl NewFiles for Folder {
     fn existing(&self, name: &str) -> Result<Arc<dyn Storage>> {
         self.open_storage(name, Access::Write)
     }
+    fn passphrase(&self, _: Option<&str>) -> Result<Option<SecretBytes>> {
+        Ok(Some(SecretBytes::new(b"abc".to_vec())))
+    }
 }
 
 impl OpenGate for Folder {
+    fn passphrase(&self, _: Option<&str>) -> Result<Option<SecretBytes>> {
+        NewFiles::passphrase(self, None)
+    }
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>> {
         if reference.contains('/') {
             return Err(Error::invalid("outside"));

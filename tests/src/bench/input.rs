@@ -150,6 +150,15 @@ pub fn derive(img: &Path, dir: &Path, name: &str, payload: u64) -> Result<(), St
         "m.vdi" => from("m.raw", "-O vdi"),
         "m.vhd" => from("m.raw", "-O vpc -o force_size=on"),
         "m.vhdx" => from("m.raw", "-O vhdx"),
+        "m.luks" => from(
+            "m.raw",
+            "--object secret,id=s,data=benchmark -O luks -o key-secret=s,iter-time=10",
+        ),
+        "m-luks.qcow2" => from(
+            "m.raw",
+            "--object secret,id=s,data=benchmark -O qcow2 -o \
+             encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+        ),
         "t-zlib.qcow2" => from("t.raw", "-c -m 16 -W -O qcow2"),
         "t-zstd.qcow2" => from("t.raw", "-c -O qcow2 -o compression_type=zstd"),
         "t-stream.vmdk" => from("t.raw", "-O vmdk -o subformat=streamOptimized"),

@@ -282,6 +282,40 @@ pub const JOBS: &[Job] = &[
         ..PLAIN
     },
     Job {
+        name: "luks -> raw",
+        line: "convert --object secret,id=s,data=benchmark --image-opts -O raw driver=luks,file.filename=m.luks,key-secret=s out.raw",
+        inputs: &["m.luks"],
+        outputs: &["out.raw"],
+        verify: Verify::Same(RAW, ("out.raw", "raw")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "raw -> luks",
+        line: "convert --object secret,id=s,data=benchmark -f raw -O luks -o key-secret=s,iter-time=10 m.raw out.luks",
+        inputs: &["m.raw"],
+        outputs: &["out.luks"],
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "qcow2 with luks -> raw",
+        line: "convert --object secret,id=s,data=benchmark --image-opts -O raw driver=qcow2,file.filename=m-luks.qcow2,encrypt.key-secret=s out.raw",
+        inputs: &["m-luks.qcow2"],
+        outputs: &["out.raw"],
+        verify: Verify::Same(RAW, ("out.raw", "raw")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "raw -> qcow2 with luks",
+        line: "convert --object secret,id=s,data=benchmark -f raw -O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 m.raw out.qcow2",
+        inputs: &["m.raw"],
+        outputs: &["out.qcow2"],
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
         name: "measure, small",
         line: "measure --output=json -O qcow2 m.qcow2",
         inputs: &["m.qcow2"],

@@ -14,7 +14,9 @@ Usage: vmbench [options]
                   Debian packages that are unpacked there and not installed
   --rounds N      starts of each program on /dev/kvm (default 20)
   --only start    only what is measured on this machine's /dev/kvm
-  --only nested   only what is measured in the nested host, in virtual time (several minutes)
+  --only nested   only what is measured in the nested host, in virtual time (ten minutes and more)
+  --jobs WORD     of that only the jobs whose names contain the word: rkvm/boot, rkvm/disk-raw, qemu-pc/disk-qcow2, ...
+                  (may be given several times)
 Programs: $RKVM and $RIMG, or the release builds.
 ";
 
@@ -22,13 +24,14 @@ struct Options {
     cache: Option<PathBuf>,
     rounds: usize,
     only: Option<String>,
+    jobs: Vec<String>,
 }
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.first().map(String::as_str) {
         // Our parts inside; not for people.
-        Some("--outer") => outer::run(),
+        Some("--outer") => outer::run(&args[1..]),
         Some("--guest") => guest::run(args.get(1).map_or("/dev/vda", String::as_str)),
         Some("--help" | "-h") => {
             print!("{HELP}");
@@ -46,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn options(args: &[String]) -> Result<Options, String> {
-    let mut options = Options { cache: None, rounds: 20, only: None };
+    let mut options = Options { cache: None, rounds: 20, only: None, jobs: Vec::new() };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().cloned().ok_or_else(|| format!("{arg} needs a value"));
@@ -56,6 +59,7 @@ fn options(args: &[String]) -> Result<Options, String> {
                 let text = value()?;
                 options.rounds = text.parse().map_err(|_| format!("'{text}' is no number"))?;
             }
+            "--jobs" => options.jobs.push(value()?),
             "--only" => match value()? {
                 part if part == "start" || part == "nested" => options.only = Some(part),
                 other => return Err(format!("--only is start or nested, not '{other}'")),
@@ -89,7 +93,7 @@ fn run(options: &Options) -> Result<(), String> {
         }
     }
     if wanted("nested") {
-        figures.extend(nested::measure(&cache, &rkvm, &tools::rimg()?)?);
+        figures.extend(nested::measure(&cache, &rkvm, &tools::rimg()?, &options.jobs)?);
     }
     print!("{}", table::markdown(&figures));
     Ok(())

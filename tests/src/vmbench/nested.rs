@@ -7,15 +7,22 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Runs `vmm/tests/nested/bench`; medians of all figures. What the outer machine says goes to standard error.
+/// Runs `vmm/tests/nested/bench`, of it only `jobs` when some are named; medians of all figures. What the outer
+/// machine says goes to standard error.
 ///
 /// # Errors
 /// A sentence when it cannot be run or fails.
-pub fn measure(cache: &Path, rkvm: &Path, rimg: &Path) -> Result<Vec<Figure>, String> {
+pub fn measure(
+    cache: &Path,
+    rkvm: &Path,
+    rimg: &Path,
+    jobs: &[String],
+) -> Result<Vec<Figure>, String> {
     let script = workspace().join("vmm/tests/nested/bench");
     let own = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
     let mut child = Command::new(&script)
         .args([cache, rkvm, rimg, &own])
+        .args(jobs)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

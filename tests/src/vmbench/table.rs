@@ -20,7 +20,7 @@ struct Row {
     target: Target,
 }
 
-const COLUMNS: &[&str] = &["rkvm", "qemu-microvm", "qemu-pc", "qemu-pc+iothread"];
+const COLUMNS: &[&str] = &["rkvm", "rkvm+io_uring", "qemu-microvm", "qemu-pc", "qemu-pc+iothread"];
 
 const ROWS: &[Row] = &[
     Row {
@@ -80,6 +80,20 @@ const ROWS: &[Row] = &[
         target: Target::AtLeast(11_000.0),
     },
     Row {
+        what: "random-write-raw",
+        title: "4 KiB random writes, raw, IOPS",
+        digits: 0,
+        recorded: ["", ""],
+        target: Target::AtLeast(11_000.0),
+    },
+    Row {
+        what: "random-write-qcow2",
+        title: "4 KiB random writes, qcow2, IOPS",
+        digits: 0,
+        recorded: ["", ""],
+        target: Target::AtLeast(11_000.0),
+    },
+    Row {
         what: "sequential-raw",
         title: "1 MiB sequential reads, raw, MB/s",
         digits: 0,
@@ -91,6 +105,20 @@ const ROWS: &[Row] = &[
         title: "1 MiB sequential reads, qcow2, MB/s",
         digits: 0,
         recorded: ["135", ""],
+        target: Target::AtLeast(320.0),
+    },
+    Row {
+        what: "sequential-write-raw",
+        title: "1 MiB sequential writes, raw, MB/s",
+        digits: 0,
+        recorded: ["", ""],
+        target: Target::AtLeast(320.0),
+    },
+    Row {
+        what: "sequential-write-qcow2",
+        title: "1 MiB sequential writes, qcow2, MB/s",
+        digits: 0,
+        recorded: ["", ""],
         target: Target::AtLeast(320.0),
     },
 ];
@@ -173,9 +201,9 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "| exec to first KVM_RUN, ms | 8.0 | – | 40.0 | – | 13 | 22 | ≤ 10 (reached) |",
-                "| exec to /init, Debian's kernel, s | 1.000 | – | 1.100 | – | – | – | – |",
-                "| the same less QEMU pc, s | -0.100 | – | – | – | -0.59 | -0.58 | – |",
+                "| exec to first KVM_RUN, ms | 8.0 | – | – | 40.0 | – | 13 | 22 | ≤ 10 (reached) |",
+                "| exec to /init, Debian's kernel, s | 1.000 | – | – | 1.100 | – | – | – | – |",
+                "| the same less QEMU pc, s | -0.100 | – | – | – | – | -0.59 | -0.58 | – |",
             ]
         );
     }

@@ -51,6 +51,22 @@ pub enum Outcome {
     Hold,
 }
 
+/// A request that is being carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Started {
+    op: Op,
+    at: u64,
+    bytes: u64,
+    since: Instant,
+}
+
+impl Started {
+    /// A request of `bytes` at `at` that begins now.
+    pub fn now(op: Op, at: u64, bytes: u64) -> Self {
+        Started { op, at, bytes, since: Instant::now() }
+    }
+}
+
 /// How a disk behaves.
 #[derive(Debug, Default)]
 pub struct Behaviour {
@@ -170,6 +186,16 @@ impl Disk {
         }
     }
 
+    /// What the bytes are in.
+    pub fn backend(&self) -> &dyn BlockBackend {
+        &*self.backend
+    }
+
+    /// Whether requests may have to wait for limits.
+    pub fn is_limited(&self) -> bool {
+        self.behaviour.throttle.is_some()
+    }
+
     /// Carries out one request of `bytes` at `at`: waits for limits, counts, flushes behind writes when
     /// there is no write cache, and decides what an error means.
     pub fn run(
@@ -179,7 +205,7 @@ impl Disk {
         bytes: u64,
         work: impl FnOnce(&dyn BlockBackend) -> Result<()>,
     ) -> Outcome {
-        let start = Instant::now();
+        let started = Started::now(op, at, bytes);
         let direction = if op == Op::Read { Direction::Read } else { Direction::Write };
         if let (Some(throttle), true) = (&self.behaviour.throttle, op != Op::Flush) {
             throttle.pass(direction, bytes, &self.hurry);
@@ -189,10 +215,16 @@ impl Disk {
         if writes && result.is_ok() && self.write_cache() == WriteCache::Writethrough {
             result = self.backend.flush();
         }
+        self.finish(&started, result)
+    }
+
+    /// Counts a request that somebody else has carried out, and decides what an error means.
+    pub fn finish(&self, started: &Started, result: Result<()>) -> Outcome {
+        let Started { op, at, bytes, since } = *started;
         match result {
             Ok(()) => {
-                self.counters.done(op, bytes, start);
-                if writes {
+                self.counters.done(op, bytes, since);
+                if matches!(op, Op::Write | Op::Unmap) {
                     self.counters.wrote_up_to(at.saturating_add(bytes));
                 }
                 Outcome::Done

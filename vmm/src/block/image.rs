@@ -8,15 +8,17 @@
 //! another format are refused with an error; all others pass. Naming `format=raw` lifts the restriction.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use imgcore::format::{PROBE_LEN, Unwatched, probe};
 use imgcore::graph::Node;
 use imgcore::graph::open::{OpenOptions, OpenRequest, open};
+use imgcore::graph::pin::{Job, PinnedCall, PinnedRun};
+use imgcore::graph::runs::Direction;
 use imgcore::ops::commit::copy_down;
 
 use super::vector::GuestPieces;
-use super::{BlockBackend, Direct, Unmap};
+use super::{BlockBackend, Direct, Held, Unmap};
 use crate::num::{index, len_u64};
 use crate::{Error, Result};
 
@@ -45,6 +47,8 @@ pub struct ImageDescription {
     pub file: PathBuf,
     /// Its format.
     pub format: String,
+    /// Its data are encrypted.
+    pub encrypted: bool,
     /// Bytes of the guest's disk.
     pub virtual_size: u64,
     /// Bytes of disk used by the image's own file, where that is known.
@@ -69,6 +73,46 @@ pub struct ImageBackend {
     below: Option<Reopen>,
     /// Held while the first bytes of a guessed image are looked at and written.
     head: Mutex<()>,
+    pins: Arc<Pins>,
+}
+
+/// Counts requests that use the chain without holding its lock.
+#[derive(Debug, Default)]
+struct Pins {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+impl Pins {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there are none. Whoever waits keeps new ones from coming.
+    fn wait(&self) {
+        let mut count = self.count();
+        while *count > 0 {
+            count = self.none.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// What is held of an image, and the count of it.
+struct Pin {
+    /// `None` only while this is dropped: the chain is let go of before the count says so.
+    held: Option<Held>,
+    pins: Arc<Pins>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        drop(self.held.take());
+        let mut count = self.pins.count();
+        *count -= 1;
+        if *count == 0 {
+            self.pins.none.notify_all();
+        }
+    }
 }
 
 impl ImageBackend {
@@ -87,7 +131,17 @@ impl ImageBackend {
             temporary,
             below,
             head: Mutex::new(()),
+            pins: Arc::default(),
         }
+    }
+
+    /// Holds something of the chain. A chain that is being put together again is not waited for: a commit
+    /// waits for what is held, and whoever asks here has to let go of it.
+    fn hold<T>(&self, take: impl FnOnce(&Arc<Node>) -> Option<(Held, T)>) -> Option<(Held, T)> {
+        let chain = self.chain.try_read().ok()?;
+        let (held, what) = take(chain.as_ref()?)?;
+        *self.pins.count() += 1;
+        Some((Box::new(Pin { held: Some(held), pins: self.pins.clone() }), what))
     }
 
     fn chain(&self) -> RwLockReadGuard<'_, Option<Arc<Node>>> {
@@ -117,6 +171,7 @@ impl ImageBackend {
             Ok(ImageDescription {
                 file: own.name().into(),
                 format: own.image().format_name().to_owned(),
+                encrypted: own.image().encrypts(),
                 virtual_size: self.len,
                 allocated,
                 below: chain.iter().skip(skip + 1).map(|n| name(n)).collect(),
@@ -137,6 +192,7 @@ impl ImageBackend {
             return Err(Error::invalid("the image has no backing file to commit into"));
         };
         let mut place = self.chain.write().unwrap_or_else(PoisonError::into_inner);
+        self.pins.wait();
         let node = place.take().ok_or_else(|| Error::errno(libc::EIO))?;
         let top = match Arc::try_unwrap(node) {
             Ok(top) => top,
@@ -254,11 +310,32 @@ impl BlockBackend for ImageBackend {
     fn read_direct(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
         self.with(|node| node.read_direct(at, to))
     }
+    fn read_ready(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
+        self.with(|node| node.read_ready(at, to))
+    }
     fn write_direct(&self, at: u64, from: &GuestPieces<'_>) -> Result<Direct> {
         if self.guarded(at) {
             return Ok(Direct::Impossible);
         }
         self.with(|node| node.write_direct(at, from))
+    }
+    fn pin(&self, at: u64, len: u64, direction: Direction) -> Option<(Held, Vec<PinnedRun>)> {
+        if direction == Direction::Write && self.guarded(at) {
+            return None;
+        }
+        self.hold(|node| BlockBackend::pin(node, at, len, direction))
+    }
+    fn pin_call(&self, job: Job) -> Option<(Held, PinnedCall)> {
+        match job {
+            Job::Discard { at, .. } | Job::WriteZeroes { at, .. } if self.guarded(at) => None,
+            _ => self.hold(|node| BlockBackend::pin_call(node, job)),
+        }
+    }
+    fn is_buffered(&self) -> bool {
+        self.chain.try_read().is_ok_and(|c| c.as_ref().is_some_and(BlockBackend::is_buffered))
+    }
+    fn flushes_one_file(&self) -> bool {
+        self.chain.try_read().is_ok_and(|c| c.as_ref().is_some_and(|n| n.flushes_one_file()))
     }
     fn flush(&self) -> Result<()> {
         self.with(|node| Node::flush(node))

@@ -8,6 +8,7 @@
 //! * [`stats`]: figures for `info blockstats`.
 //! * [`vector`]: moving bytes between open files and guest memory without a buffer.
 //! * [`pool`]: the threads that carry requests out beside a queue's own.
+//! * [`ring`]: requests to the kernel in batches (io_uring).
 //!
 //! Lock order: an image's chain lock, then what is inside imgcore. Nothing here is held while a
 //! device's lock is being waited for.
@@ -24,6 +25,7 @@ pub mod disk;
 pub mod image;
 pub mod open;
 pub mod pool;
+pub mod ring;
 pub mod stats;
 pub mod throttle;
 pub mod vector;
@@ -32,12 +34,14 @@ use std::sync::Arc;
 
 use imgcore::format::ZeroSpace;
 use imgcore::graph::Node;
+use imgcore::graph::pin::{Job, PinnedCall, PinnedRun};
+use imgcore::graph::runs::Direction;
 
 pub use config::Drive;
 pub use disk::Disk;
 
 use crate::Result;
-use vector::GuestPieces;
+use vector::{GuestPieces, Patience};
 
 /// Whether space is given back when zeroes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,9 @@ pub enum Direct {
     Impossible,
 }
 
+/// Keeps files open and mappings as they are.
+pub type Held = Box<dyn Send>;
+
 /// A disk's bytes. Called from several threads; every call is complete when it returns.
 pub trait BlockBackend: Send + Sync {
     /// Bytes in all.
@@ -75,9 +82,31 @@ pub trait BlockBackend: Send + Sync {
     fn read_direct(&self, _at: u64, _to: &GuestPieces<'_>) -> Result<Direct> {
         Ok(Direct::Impossible)
     }
+    /// The same when the bytes are at hand, without waiting for a disk.
+    fn read_ready(&self, _at: u64, _to: &GuestPieces<'_>) -> Result<Direct> {
+        Ok(Direct::Impossible)
+    }
     /// Stores guest memory without a buffer, where that is possible.
     fn write_direct(&self, _at: u64, _from: &GuestPieces<'_>) -> Result<Direct> {
         Ok(Direct::Impossible)
+    }
+    /// Where these bytes are, held until the answer is dropped, for somebody who moves them without
+    /// waiting. `None` when that takes more, or others are at them: [`BlockBackend::read`] and
+    /// [`BlockBackend::write`] wait.
+    fn pin(&self, _at: u64, _len: u64, _direction: Direction) -> Option<(Held, Vec<PinnedRun>)> {
+        None
+    }
+    /// The one call that does a job, the same way.
+    fn pin_call(&self, _job: Job) -> Option<(Held, PinnedCall)> {
+        None
+    }
+    /// Whether writes go to the page cache, so that they seldom wait for a disk.
+    fn is_buffered(&self) -> bool {
+        false
+    }
+    /// Whether a write is durable when its file says so.
+    fn flushes_one_file(&self) -> bool {
+        false
     }
     /// Makes durable what was stored before.
     fn flush(&self) -> Result<()>;
@@ -103,10 +132,28 @@ impl BlockBackend for Arc<Node> {
         Node::write(self, at, buf)
     }
     fn read_direct(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
-        vector::read(self, at, to)
+        vector::read(self, at, to, Patience::Any)
+    }
+    fn read_ready(&self, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
+        vector::read(self, at, to, Patience::None)
     }
     fn write_direct(&self, at: u64, from: &GuestPieces<'_>) -> Result<Direct> {
         vector::write(self, at, from)
+    }
+    fn pin(&self, at: u64, len: u64, direction: Direction) -> Option<(Held, Vec<PinnedRun>)> {
+        // Errors are told by those who do it the long way.
+        let (held, runs) = Node::pin(self, at, len, direction).ok()??;
+        Some((Box::new(held), runs))
+    }
+    fn pin_call(&self, job: Job) -> Option<(Held, PinnedCall)> {
+        let (held, call) = Node::pin_call(self, job).ok()??;
+        Some((Box::new(held), call))
+    }
+    fn is_buffered(&self) -> bool {
+        self.image().storages().first().is_some_and(|s| s.limits().request_alignment <= 1)
+    }
+    fn flushes_one_file(&self) -> bool {
+        Node::flushes_one_file(self)
     }
     fn flush(&self) -> Result<()> {
         Node::flush(self)

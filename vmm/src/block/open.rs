@@ -7,12 +7,13 @@ use std::sync::Arc;
 use imgcore::format::Access;
 use imgcore::graph::open::{BackingChoice, OpenOptions, OpenRequest, Policy, Purpose, open};
 use imgcore::graph::{Node, temporary};
+use imgcore::opts::secret::Secrets;
 
 use super::config::{Drive, Persistence, WriteAccess};
 use super::disk::{Behaviour, Disk};
 use super::image::{Certainty, ImageBackend, Reopen};
 use super::throttle::Throttle;
-use crate::Result;
+use crate::{Error, Result};
 
 /// Limits by the name of their group.
 pub type Groups = BTreeMap<String, Arc<Throttle>>;
@@ -32,7 +33,8 @@ pub struct Opened {
 pub fn disk(drive: &Drive, scratch: &Path, groups: &mut Groups) -> Result<Opened> {
     let mut notes = Vec::new();
     let temporary = drive.persistence == Persistence::Temporary;
-    let node = open_image(drive, temporary)?;
+    let secrets = secrets(drive)?;
+    let node = open_image(drive, temporary, &secrets)?;
     let certainty = certainty(&drive.image, &node);
     if certainty == Certainty::GuessedRaw {
         notes.push(format!(
@@ -44,7 +46,7 @@ pub fn disk(drive: &Drive, scratch: &Path, groups: &mut Groups) -> Result<Opened
         ));
     }
     notes.extend(unrecorded(&node));
-    let below = reopen(drive, &node, temporary);
+    let below = reopen(drive, &node, temporary, &secrets);
     let node = if temporary { temporary::overlay(scratch, node)? } else { node };
     let image = Arc::new(ImageBackend::new(node, certainty, temporary, below));
     let behaviour = Behaviour {
@@ -62,21 +64,32 @@ pub fn disk(drive: &Drive, scratch: &Path, groups: &mut Groups) -> Result<Opened
     Ok(Opened { disk: Arc::new(Disk::over_image(image, behaviour)), notes })
 }
 
-fn options(access: Access) -> OpenOptions {
+fn options(access: Access, secrets: &Secrets) -> OpenOptions {
     OpenOptions {
         access,
+        secrets: secrets.clone(),
         purpose: Purpose::Guest,
         policy: Policy::everything(),
         ..OpenOptions::default()
     }
 }
 
-fn open_image(drive: &Drive, temporary: bool) -> Result<Arc<Node>> {
-    let read = |_| open(&drive.image, &options(Access::Read));
+/// The passphrases, read from where they are.
+fn secrets(drive: &Drive) -> Result<Secrets> {
+    let mut all = Secrets::default();
+    for def in &drive.secrets {
+        let secret = def.clone().load(&all, imgcore::storage::secret::read);
+        all.add(secret.map_err(Error::from)?).map_err(Error::from)?;
+    }
+    Ok(all)
+}
+
+fn open_image(drive: &Drive, temporary: bool, secrets: &Secrets) -> Result<Arc<Node>> {
+    let read = |_| open(&drive.image, &options(Access::Read, secrets));
     if temporary || drive.access == WriteAccess::ReadOnly {
         return read(());
     }
-    match open(&drive.image, &options(Access::Write)) {
+    match open(&drive.image, &options(Access::Write, secrets)) {
         Err(e)
             if drive.access == WriteAccess::Auto
                 && matches!(
@@ -122,13 +135,22 @@ fn unrecorded(node: &Node) -> Vec<String> {
 }
 
 /// How the file below the top, as the guest's disk will have it, can be opened for `commit`.
-fn reopen(drive: &Drive, node: &Node, temporary: bool) -> Option<Reopen> {
-    let options = options(Access::Read);
+fn reopen(drive: &Drive, node: &Node, temporary: bool, secrets: &Secrets) -> Option<Reopen> {
+    let options = options(Access::Read, secrets);
     if temporary {
         return Some(Reopen { request: drive.image.clone(), options });
     }
     let request = match &drive.image.backing {
-        BackingChoice::Given(given) => (**given).clone(),
+        BackingChoice::Given(given) if !given.filename.is_empty() => (**given).clone(),
+        BackingChoice::Given(given) => {
+            // Options for the file that the image records.
+            let below = node.backing()?;
+            OpenRequest {
+                filename: below.name().to_owned(),
+                driver: Some(below.image().format_name().to_owned()),
+                ..(**given).clone()
+            }
+        }
         BackingChoice::Recorded | BackingChoice::Nothing => {
             let below = node.backing()?;
             OpenRequest::parse(below.name(), Some(below.image().format_name())).ok()?
@@ -207,6 +229,87 @@ mod tests {
         image.read(511, &mut b).unwrap();
         assert_eq!(b, [9, 7]);
         assert_eq!(std::fs::read(&path).unwrap()[0], 7);
+    }
+
+    /// A guest's disk inside LUKS and inside qcow2, with a backing file that is encrypted, too.
+    #[test]
+    fn encrypted_images() {
+        use imgcore::format::Unwatched;
+        use imgcore::ops::Job;
+        use imgcore::ops::create::{CreateImageOptions, plan};
+        use imgcore::opts::secret;
+
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("pw"), b"pass word").unwrap();
+        let object = format!("secret,id=s0,file={}", dir.path().join("pw").display());
+        let defs = vec![secret::parse(&object).unwrap()];
+        let known = Drive { secrets: defs.clone(), ..Drive::default() };
+        let all = secrets(&known).unwrap();
+        let policy = Policy::everything();
+        let job = Job { policy: &policy, watcher: &Unwatched, secrets: &all };
+        let file = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        let make = |name: &str, driver: &str, prefix: &str, backing: Option<&str>| {
+            let mut options: Vec<(String, String)> = [("key-secret", "s0"), ("iter-time", "10")]
+                .map(|(n, v)| (format!("{prefix}{n}"), v.to_owned()))
+                .to_vec();
+            if !prefix.is_empty() {
+                options.push((format!("{prefix}format"), "luks".into()));
+            }
+            let wish = CreateImageOptions {
+                filename: file(name),
+                driver: driver.into(),
+                size: Some(1 << 20),
+                options,
+                backing: backing.map(str::to_owned),
+                backing_format: backing.map(|_| "qcow2".to_owned()),
+                ..CreateImageOptions::default()
+            };
+            plan(wish, &job).unwrap().run(&job).unwrap();
+        };
+        make("a.luks", "luks", "", None);
+        make("base.qcow2", "qcow2", "encrypt.", None);
+        make("top.qcow2", "qcow2", "encrypt.", Some("base.qcow2"));
+        let line = |args: &str| {
+            let words: Vec<&str> = args.split(' ').collect();
+            let parsed = crate::cmdline::parse(&words).unwrap();
+            let crate::cmdline::Parsed::Run(run) = parsed else { panic!("{args}") };
+            let mut devices = run.machine.devices.into_iter();
+            devices
+                .find_map(|d| match d.kind {
+                    crate::machine::config::DeviceKind::Blk { drive, .. } => Some(*drive),
+                    _ => None,
+                })
+                .unwrap()
+        };
+        let luks = format!(
+            "-kernel k -object {object} -drive file={},format=luks,key-secret=s0,if=virtio",
+            file("a.luks")
+        );
+        let chain = format!(
+            "-kernel k -object {object} -blockdev driver=file,filename={},node-name=f \
+             -blockdev driver=qcow2,file=f,node-name=d,encrypt.key-secret=s0,backing.encrypt.key-secret=s0 \
+             -device virtio-blk-pci,drive=d",
+            file("top.qcow2")
+        );
+        for args in [luks, chain] {
+            let mut drive = line(&args);
+            assert_eq!(drive.secrets, defs);
+            for byte in [7u8, 9] {
+                let opened = disk(&drive, dir.path(), &mut Groups::new()).unwrap();
+                let image = backend(&opened.disk);
+                image.write(5000, &[byte; 9000]).unwrap();
+                image.flush().unwrap();
+                let mut seen = [0; 9002];
+                image.read(4999, &mut seen).unwrap();
+                assert!(seen[1..9001].iter().all(|b| *b == byte), "{args}");
+                image.close().unwrap();
+            }
+            drive.secrets.clear();
+            let e = disk(&drive, dir.path(), &mut Groups::new()).err().unwrap();
+            assert!(e.report().contains("No secret with id 's0'"), "{}", e.report());
+        }
+        let raw = std::fs::read(dir.path().join("a.luks")).unwrap();
+        assert!(!raw.windows(64).any(|w| w == [9; 64]), "the file holds no plaintext");
     }
 
     #[test]

@@ -41,6 +41,13 @@ impl Scratch {
 /// Something to do.
 pub type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
 
+/// What happens to a job when all threads are busy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Busy {
+    GiveBack,
+    Queue,
+}
+
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
@@ -72,6 +79,18 @@ impl Pool {
     /// # Errors
     /// Gives the job back when all threads are busy: the caller does it himself.
     pub fn submit(&self, job: Job) -> Result<(), Job> {
+        self.take(job, Busy::GiveBack)
+    }
+
+    /// Lets a thread do it, after others where all are busy. For callers that must not wait.
+    ///
+    /// # Errors
+    /// Gives the job back when no thread can be had at all.
+    pub fn enqueue(&self, job: Job) -> Result<(), Job> {
+        self.take(job, Busy::Queue)
+    }
+
+    fn take(&self, job: Job, busy: Busy) -> Result<(), Job> {
         let mut state = self.0.lock();
         if state.idle > state.jobs.len() {
             state.jobs.push_back(job);
@@ -80,6 +99,11 @@ impl Pool {
             return Ok(());
         }
         if state.running >= THREADS || state.ending {
+            if busy == Busy::Queue && state.running > 0 && !state.ending {
+                // A thread looks here when it is done with what it is at.
+                state.jobs.push_back(job);
+                return Ok(());
+            }
             return Err(job);
         }
         state.threads.retain(|t| !t.is_finished());
@@ -91,6 +115,7 @@ impl Pool {
                 state.threads.push(thread);
                 Ok(())
             }
+            Err(_) if busy == Busy::Queue && state.running > 0 => Ok(()),
             // No more threads on this host: those there are will do.
             Err(_) => match state.jobs.pop_back() {
                 Some(job) => Err(job),

@@ -10,20 +10,27 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use imgcore::graph::Node;
 use imgcore::graph::runs::{self, Run};
+use smallvec::SmallVec;
 use vm_memory::guest_memory::GuestMemoryBackend;
-use vm_memory::{GuestAddress, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryRegion, MemoryRegionAddress, VolatileSlice};
 
 use super::Direct;
-use crate::mem::Memory;
+use crate::mem::{Memory, Region};
 use crate::num::{index, len_u64};
 use crate::{Error, Result};
 
 /// Pieces of guest memory, checked to lie inside it, that make up one request's data.
 #[derive(Debug)]
 pub struct GuestPieces<'a> {
-    pieces: Vec<VolatileSlice<'a>>,
+    memory: &'a Memory,
+    pieces: Pieces<'a>,
     len: u64,
 }
+
+/// A few pieces are kept without an allocation.
+type Pieces<'a> = SmallVec<[VolatileSlice<'a>; 4]>;
+/// As the kernel wants them.
+type IoList = SmallVec<[libc::iovec; 4]>;
 
 /// Longest list that the kernel takes in one call (`IOV_MAX`).
 const MOST_PIECES: usize = 1024;
@@ -34,14 +41,36 @@ impl<'a> GuestPieces<'a> {
         memory: &'a Memory,
         spans: impl Iterator<Item = (GuestAddress, u64)>,
     ) -> Option<Self> {
-        let (mut pieces, mut len) = (Vec::new(), 0u64);
+        let most = spans.size_hint().1.unwrap_or(0);
+        GuestPieces::gather_many(memory, spans, most)
+    }
+
+    /// The same, for about `most` of them.
+    pub fn gather_many(
+        memory: &'a Memory,
+        spans: impl Iterator<Item = (GuestAddress, u64)>,
+        most: usize,
+    ) -> Option<Self> {
+        let (mut pieces, mut len) = (Pieces::new(), 0u64);
+        pieces.reserve(most);
+        // Nearly all of them lie in the same region.
+        let mut region: Option<&'a Region> = None;
         for (at, n) in spans {
+            len = len.checked_add(n)?;
+            let inside = region.and_then(|r| {
+                let start = at.0.checked_sub(r.start_addr().0)?;
+                r.get_slice(MemoryRegionAddress(start), index(n)).ok()
+            });
+            if let Some(piece) = inside {
+                pieces.push(piece);
+                continue;
+            }
             for piece in GuestMemoryBackend::get_slices(memory, at, index(n)) {
                 pieces.push(piece.ok()?);
             }
-            len = len.checked_add(n)?;
+            region = memory.find_region(at);
         }
-        Some(GuestPieces { pieces, len })
+        Some(GuestPieces { memory, pieces, len })
     }
 
     /// Bytes in all.
@@ -75,10 +104,33 @@ impl<'a> GuestPieces<'a> {
         usize::try_from(n).map_err(|_| std::io::Error::last_os_error())
     }
 
+    /// The addresses of `len` bytes from `offset` on, for somebody who keeps `memory` mapped while they are
+    /// used. `None` when these are pieces of another memory, or too many for one call.
+    pub(super) fn addresses(&self, memory: &Memory, offset: u64, len: u64) -> Option<IoList> {
+        let part = self.part(offset, len);
+        if !std::ptr::eq(memory, self.memory) || part.len() > MOST_PIECES {
+            return None;
+        }
+        Some(part.iter().map(entry).collect())
+    }
+
+    /// Makes a part zero.
+    pub fn zero(&self, offset: u64, len: u64) {
+        zero(&self.part(offset, len));
+    }
+
+    /// Whether the addresses and lengths of a part are multiples of `align`.
+    pub fn is_aligned(&self, offset: u64, len: u64, align: u64) -> bool {
+        fit(&self.part(offset, len), align)
+    }
+
     /// The pieces that hold `len` bytes from `offset` on.
-    fn part(&self, offset: u64, len: u64) -> Vec<VolatileSlice<'a>> {
+    fn part(&self, offset: u64, len: u64) -> Pieces<'a> {
+        if offset == 0 && len == self.len {
+            return self.pieces.clone();
+        }
         let (mut start, end) = (0, offset.saturating_add(len));
-        let mut found = Vec::new();
+        let mut found = Pieces::new();
         for piece in &self.pieces {
             let here = len_u64(piece.len());
             let (from, to) = (start.max(offset), (start + here).min(end));
@@ -91,14 +143,23 @@ impl<'a> GuestPieces<'a> {
     }
 }
 
+/// Whether a call may wait for a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It may.
+    Any,
+    /// It fails instead.
+    None,
+}
+
 /// Fills guest memory from a node's files.
-pub fn read(node: &Node, at: u64, to: &GuestPieces<'_>) -> Result<Direct> {
-    transfer(node, at, to, runs::Direction::Read)
+pub fn read(node: &Node, at: u64, to: &GuestPieces<'_>, patience: Patience) -> Result<Direct> {
+    transfer(node, at, to, runs::Direction::Read, patience)
 }
 
 /// Stores guest memory into a node's files, where that needs no allocation.
 pub fn write(node: &Node, at: u64, from: &GuestPieces<'_>) -> Result<Direct> {
-    transfer(node, at, from, runs::Direction::Write)
+    transfer(node, at, from, runs::Direction::Write, Patience::Any)
 }
 
 fn transfer(
@@ -106,8 +167,24 @@ fn transfer(
     at: u64,
     pieces: &GuestPieces<'_>,
     direction: runs::Direction,
+    patience: Patience,
 ) -> Result<Direct> {
     let moved = node.with_runs(at, pieces.len, direction, |runs| {
+        let failed =
+            |offset| move |e: std::io::Error| Error::io(&e).at_path(node.name()).at_offset(offset);
+        // Most requests are one run.
+        if let [run @ Run::File { file, offset, .. }] = runs {
+            if !aligned(run, &pieces.pieces) {
+                return Ok(Direct::Impossible);
+            }
+            return match move_all(file, *offset, &pieces.pieces, (direction, patience)) {
+                Err(e) if patience == Patience::None && not_ready(&e) => Ok(Direct::Impossible),
+                moved => moved.map(|()| Direct::Done).map_err(failed(*offset)),
+            };
+        }
+        if patience == Patience::None {
+            return Ok(Direct::Impossible);
+        }
         let mut start = 0;
         let mut steps = Vec::with_capacity(runs.len());
         for run in runs {
@@ -124,8 +201,10 @@ fn transfer(
         for (run, part) in steps {
             match run {
                 Run::Zero { .. } => zero(&part),
-                Run::File { file, offset, .. } => each_call(file, *offset, &part, direction)
-                    .map_err(|e| Error::io(&e).at_path(node.name()).at_offset(*offset))?,
+                Run::File { file, offset, .. } => {
+                    move_all(file, *offset, &part, (direction, patience))
+                        .map_err(failed(*offset))?;
+                }
             }
         }
         Ok(Direct::Done)
@@ -133,16 +212,21 @@ fn transfer(
     Ok(moved.unwrap_or(Direct::Impossible))
 }
 
+/// What the kernel says instead of waiting, or where it cannot say.
+fn not_ready(e: &std::io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP))
+}
+
 /// What `O_DIRECT` wants.
 fn aligned(run: &Run<'_>, part: &[VolatileSlice<'_>]) -> bool {
     let Run::File { offset, align, .. } = run else { return true };
     let align = u64::from(*align);
+    align <= 1 || offset.is_multiple_of(align) && fit(part, align)
+}
+
+fn fit(part: &[VolatileSlice<'_>], align: u64) -> bool {
     let fits = |n: u64| n.is_multiple_of(align);
-    align <= 1
-        || fits(*offset)
-            && part
-                .iter()
-                .all(|p| fits(len_u64(p.len())) && fits(len_u64(p.ptr_guard().as_ptr().addr())))
+    part.iter().all(|p| fits(len_u64(p.len())) && fits(len_u64(p.ptr_guard().as_ptr().addr())))
 }
 
 fn zero(part: &[VolatileSlice<'_>]) {
@@ -159,75 +243,88 @@ fn zero(part: &[VolatileSlice<'_>]) {
     }
 }
 
+/// Which way, and whether it may take time.
+type Manner = (runs::Direction, Patience);
+
 /// Repeats calls until all is moved; past the end of a file there are zeroes.
-fn each_call(
+fn move_all(
     file: &File,
     offset: u64,
     part: &[VolatileSlice<'_>],
-    direction: runs::Direction,
+    manner: Manner,
 ) -> std::io::Result<()> {
-    let mut left: Vec<VolatileSlice<'_>> = part.to_vec();
-    let mut at = offset;
-    while !left.is_empty() {
-        let n = match one_call(file, at, &left, direction) {
+    let (mut at, mut moved) = (offset, 0);
+    // Pieces that are done with, and bytes of the next one.
+    let (mut gone, mut skip) = (0, 0);
+    while gone < part.len() {
+        let n = match one_call(file, at, &part[gone..], skip, manner) {
             Ok(n) => n,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            // What was moved already is moved again by those who wait.
             Err(e) => return Err(e),
         };
+        if n == 0 && manner.0 == runs::Direction::Write {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
         if n == 0 {
-            match direction {
-                runs::Direction::Read => zero(&left),
-                runs::Direction::Write => return Err(std::io::ErrorKind::WriteZero.into()),
+            if let Ok(rest) = part[gone].offset(skip) {
+                zero(&[rest]);
             }
+            zero(&part[gone + 1..]);
             return Ok(());
         }
         at += len_u64(n);
-        let mut skip = n;
-        let gone = left
-            .iter()
-            .take_while(|p| {
-                let all = skip >= p.len();
-                if all {
-                    skip -= p.len();
-                }
-                all
-            })
-            .count();
-        left.drain(..gone);
-        if let (Some(first), true) = (left.first_mut(), skip > 0) {
-            let rest = first.len() - skip;
-            *first = first.subslice(skip, rest).map_err(std::io::Error::other)?;
+        moved += n;
+        skip += n;
+        while gone < part.len() && skip >= part[gone].len() {
+            skip -= part[gone].len();
+            gone += 1;
         }
     }
+    debug_assert_eq!(moved, part.iter().map(VolatileSlice::len).sum::<usize>());
     Ok(())
 }
 
+/// One call for pieces, without the first `skip` bytes of the first of them.
 fn one_call(
     file: &File,
     offset: u64,
     pieces: &[VolatileSlice<'_>],
-    direction: runs::Direction,
+    skip: usize,
+    (direction, patience): Manner,
 ) -> std::io::Result<usize> {
     let pieces = &pieces[..pieces.len().min(MOST_PIECES)];
-    let guards: Vec<_> = pieces.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let list: Vec<libc::iovec> = guards
-        .iter()
-        .map(|g| libc::iovec { iov_base: g.as_ptr().cast(), iov_len: g.len() })
-        .collect();
+    let mut list: IoList = pieces.iter().map(entry).collect();
+    if let (Some(first), true) = (list.first_mut(), skip > 0) {
+        // SAFETY: `skip` is less than the length of this piece.
+        first.iov_base = unsafe { first.iov_base.cast::<u8>().add(skip) }.cast();
+        first.iov_len -= skip;
+    }
     let count = libc::c_int::try_from(list.len()).unwrap_or(0);
     let offset = libc::off_t::try_from(offset)
         .map_err(|_| std::io::Error::from_raw_os_error(libc::EFBIG))?;
-    // SAFETY: every entry is a slice of mapped guest memory that its guard keeps mapped until after the
-    // call; the kernel copies within these lengths. Guest memory may change at any time for all who use it,
-    // and no Rust reference to it exists.
+    let fd = file.as_raw_fd();
+    // SAFETY: every entry is a slice of mapped guest memory, and the slices that it comes from keep that
+    // memory mapped until after the call; the kernel copies within these lengths. Guest memory may change at
+    // any time for all who use it, and no Rust reference to it exists.
     let n = unsafe {
-        match direction {
-            runs::Direction::Read => libc::preadv(file.as_raw_fd(), list.as_ptr(), count, offset),
-            runs::Direction::Write => libc::pwritev(file.as_raw_fd(), list.as_ptr(), count, offset),
+        match (direction, patience) {
+            (runs::Direction::Read, Patience::Any) => {
+                libc::preadv(fd, list.as_ptr(), count, offset)
+            }
+            (runs::Direction::Read, Patience::None) => {
+                libc::preadv2(fd, list.as_ptr(), count, offset, libc::RWF_NOWAIT)
+            }
+            (runs::Direction::Write, _) => libc::pwritev(fd, list.as_ptr(), count, offset),
         }
     };
-    drop(guards);
     usize::try_from(n).map_err(|_| std::io::Error::last_os_error())
+}
+
+/// The address and length of a piece. The mappings of [`Memory`] are there for as long as the slice's borrow,
+/// whether its guard is kept or not (guards are for memory of Xen, which is mapped for each access).
+fn entry(piece: &VolatileSlice<'_>) -> libc::iovec {
+    libc::iovec { iov_base: piece.ptr_guard_mut().as_ptr().cast(), iov_len: piece.len() }
 }
 
 #[cfg(test)]
@@ -253,7 +350,7 @@ mod tests {
         ];
         memory.write_slice(&[9; 0x9000], GuestAddress(0)).unwrap();
         let pieces = GuestPieces::gather(&memory, spans.into_iter()).unwrap();
-        assert_eq!(read(&node, 512, &pieces).unwrap(), Direct::Done);
+        assert_eq!(read(&node, 512, &pieces, Patience::Any).unwrap(), Direct::Done);
         let mut got = vec![0; 4096];
         memory.read_slice(&mut got[..3000], GuestAddress(0x1001)).unwrap();
         memory.read_slice(&mut got[3000..], GuestAddress(0x5000)).unwrap();
@@ -262,7 +359,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap()[8192..12288], content[512..4608]);
         // The last sector reaches beyond the file.
         let tail = GuestPieces::gather(&memory, [(GuestAddress(0), 512)].into_iter()).unwrap();
-        assert_eq!(read(&node, 100_352 - 512, &tail).unwrap(), Direct::Done);
+        assert_eq!(read(&node, 100_352 - 512, &tail, Patience::Any).unwrap(), Direct::Done);
         memory.read_slice(&mut got[..512], GuestAddress(0)).unwrap();
         assert_eq!(got[..160], content[99_840..]);
         assert_eq!(got[160..512], [0; 352]);

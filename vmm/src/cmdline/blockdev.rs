@@ -15,7 +15,7 @@ use imgcore::opts::tree::{Flat, Scalar};
 
 use super::builder::Builder;
 use crate::block::Drive;
-use crate::block::config::{OnError, WriteAccess};
+use crate::block::config::{Aio, OnError, WriteAccess};
 use crate::{Error, Result};
 
 /// Children of a node that may be references.
@@ -123,9 +123,23 @@ fn drive_of(name: &str, spec: &ImageSpec) -> Result<Drive> {
         id: name.to_owned(),
         image,
         access,
+        aio: aio(spec, spec.cache_direct)?,
         write_error: OnError::StopWhenFull,
         ..Drive::default()
     })
+}
+
+/// How requests reach the host: as the node of the file below the top says. `direct` is what nodes above
+/// say of `O_DIRECT`.
+fn aio(spec: &ImageSpec, direct: Option<bool>) -> Result<Aio> {
+    let direct = spec.cache_direct.or(direct);
+    match (spec.aio, &spec.file) {
+        (Some(spec::Aio::Threads), _) => Ok(Aio::Threads),
+        (Some(spec::Aio::IoUring), _) => Ok(Aio::Ring),
+        (Some(spec::Aio::Native), _) => super::disk::native(direct == Some(true)),
+        (None, Some(below)) => aio(below, direct),
+        (None, None) => Ok(Aio::Auto),
+    }
 }
 
 /// Refuses what images cannot be used through, by name.
@@ -143,17 +157,6 @@ fn refuse(spec: &ImageSpec) -> Result<()> {
             "cache.direct=on and cache.no-flush=on together are not supported",
         )
         .hint("Use one of them"));
-    }
-    if let Some(key) = &spec.encrypt {
-        let secret = key.key_secret.as_deref().unwrap_or_default();
-        return Err(Error::unsupported(format!("key-secret={secret} is not supported yet"))
-            .hint("Convert the image: rimg convert"));
-    }
-    if spec.aio.is_some_and(|a| a != spec::Aio::Threads) {
-        return Err(Error::unsupported(
-            "aio=native and aio=io_uring are not supported by -blockdev",
-        )
-        .hint("Leave it out: threads carry requests out"));
     }
     let backing = match &spec.backing {
         BackingSpec::Spec(s) => Some(s),

@@ -14,6 +14,7 @@ use crate::machine::config::{DeviceConfig, DeviceKind};
 use crate::sandbox::Sandbox;
 use crate::virtio::blk::{BlkConfig, Offer};
 use crate::{Error, Result};
+use imgcore::opts::secret::SecretDef;
 
 /// Everything said. Options may come in any order; references between them are resolved at the end.
 #[derive(Debug, Default)]
@@ -52,6 +53,8 @@ pub struct Builder {
     pub balloon: bool,
     /// `-object rng-random`, by id.
     pub rngs: BTreeMap<String, PathBuf>,
+    /// `-object secret` and `secret_keyring`, in their order.
+    pub secrets: Vec<SecretDef>,
     /// `-sandbox off`.
     pub sandbox_off: bool,
     /// Lines for people.
@@ -143,6 +146,11 @@ impl Builder {
         if self.balloon {
             let kind = DeviceKind::Balloon { reporting: false, deflate_on_oom: false };
             devices.push(DeviceConfig { id: "balloon0".into(), slot: None, kind });
+        }
+        for device in &mut devices {
+            if let DeviceKind::Blk { drive, .. } = &mut device.kind {
+                drive.secrets.clone_from(&self.secrets);
+            }
         }
         // Those with a slot first, so that the others do not take it.
         devices.sort_by_key(|d| d.slot.is_none());

@@ -34,14 +34,21 @@ const REFUSED: super::options::Refusals = &[
     ("secs", "Leave it out"),
     ("trans", "Leave it out"),
     ("addr", "Use -device virtio-blk-pci,drive=ID,addr="),
-    ("encrypt.", "Convert the image: rimg convert"),
     ("cache-size", "Give format= as well"),
     ("throttling.", "See the manual for the limits that there are"),
 ];
 
 /// Keys of the image's own drivers, which [`ImageSpec`] understands.
 fn is_image_key(key: &str) -> bool {
-    let prefixes = ["file.", "backing.", "data-file.", "overlap-check.", "pass-discard-"];
+    let prefixes = [
+        "file.",
+        "backing.",
+        "data-file.",
+        "header.",
+        "encrypt.",
+        "overlap-check.",
+        "pass-discard-",
+    ];
     let words = [
         "backing",
         "lazy-refcounts",
@@ -55,6 +62,7 @@ fn is_image_key(key: &str) -> bool {
         "offset",
         "size",
         "force-share",
+        "key-secret",
     ];
     prefixes.iter().any(|p| key.starts_with(p)) || words.contains(&key)
 }
@@ -87,7 +95,7 @@ pub fn drive(b: &mut Builder, text: &str) -> Result<()> {
         Some(true) => (Persistence::Temporary, true),
     };
     let (cache, write_cache) = cache(&mut o)?;
-    let aio = aio(b, &mut o, cache)?;
+    let aio = aio(&mut o, cache)?;
     let write_error = on_error(&mut o, "werror", OnError::StopWhenFull)?;
     let read_error = on_error(&mut o, "rerror", OnError::Report)?;
     // qemu-kvm's own: boot from this disk, which direct kernels do not need.
@@ -121,6 +129,7 @@ pub fn drive(b: &mut Builder, text: &str) -> Result<()> {
         throttling,
         aio,
         serial,
+        secrets: Vec::new(),
     };
     b.drives.push(DriveSpec { drive, index, only_backend, persistence_given });
     Ok(())
@@ -218,20 +227,25 @@ fn cache(o: &mut Options) -> Result<(CacheMode, WriteCache)> {
     Ok((mode, if writeback { WriteCache::Writeback } else { WriteCache::Writethrough }))
 }
 
-fn aio(b: &mut Builder, o: &mut Options, cache: CacheMode) -> Result<Aio> {
+/// `aio=`.
+fn aio(o: &mut Options, cache: CacheMode) -> Result<Aio> {
     match o.take("aio").as_deref() {
-        None | Some("threads") => {}
-        Some("native") if !cache.direct() => {
-            return Err(Error::invalid(
-                "aio=native was specified, but it requires cache.direct=on, which was not specified.",
-            ));
-        }
-        Some(aio @ ("native" | "io_uring")) => {
-            b.warnings.push(format!("-drive aio={aio}: requests are carried out by threads"));
-        }
-        Some(other) => return Err(Error::invalid(format!("invalid aio option '{other}'"))),
+        None => Ok(Aio::Auto),
+        Some("threads") => Ok(Aio::Threads),
+        Some("io_uring") => Ok(Aio::Ring),
+        Some("native") => native(cache.direct()),
+        Some(other) => Err(Error::invalid(format!("invalid aio option '{other}'"))),
     }
-    Ok(Aio::Threads)
+}
+
+/// `aio=native`, which is for files that bypass the page cache.
+pub fn native(direct: bool) -> Result<Aio> {
+    if direct {
+        return Ok(Aio::Native);
+    }
+    Err(Error::invalid(
+        "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+    ))
 }
 
 /// `werror=` or `rerror=`, of a drive or a device.

@@ -64,6 +64,11 @@ pub fn object(b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, Some("qom-type"));
     let kind = o.need("qom-type")?;
     let id = match kind.as_str() {
+        // The language of rimg's --object.
+        "secret" | "secret_keyring" => {
+            b.secrets.push(imgcore::opts::secret::parse(text).map_err(Error::from)?);
+            return Ok(());
+        }
         "memory-backend-ram" | "memory-backend-file" | "memory-backend-memfd" => o.need("id")?,
         "rng-random" | "rng-builtin" => {
             let id = o.need("id")?;
@@ -72,8 +77,10 @@ pub fn object(b: &mut Builder, text: &str) -> Result<()> {
             return o.finish(&[]);
         }
         other => {
-            return Err(Error::unsupported(format!("object '{other}' is not supported yet"))
-                .hint("memory-backend-ram, -file and -memfd, rng-random and rng-builtin are"));
+            return Err(Error::unsupported(format!("object '{other}' is not supported yet")).hint(
+                "memory-backend-ram, -file and -memfd, rng-random, rng-builtin, secret and \
+                     secret_keyring are",
+            ));
         }
     };
     let size =

@@ -105,7 +105,7 @@ pub static TABLE: &[Opt] = &[
     run("m", "size", memory::size, "guest memory (default 128M)"),
     run("mem-path", "path", memory::path, "provide backing storage for guest memory"),
     flag("mem-prealloc", memory::prealloc, "preallocate guest memory"),
-    run("object", "type,id=...", memory::object, "memory-backend-ram, -file, -memfd"),
+    run("object", "type,id=...", memory::object, "memory-backend-ram, -file, -memfd; secret"),
     run("name", "guest[,process=name]", process::name, "name of the guest, and of the process"),
     run("uuid", "uuid", misc::uuid, "specify machine UUID"),
     run("drive", "file=name,if=virtio[,...]", disk::drive, "attach a disk image"),

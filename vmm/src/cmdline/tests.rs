@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::block::config::{OnError, Persistence, WriteAccess, WriteCache};
+use crate::block::config::{Aio, OnError, Persistence, WriteAccess, WriteCache};
 use crate::block::throttle::Limit;
 use crate::chardev::config::{
     CharKind, FileMode, Protocol, Role, Sharing, Signals, SocketAddress, Wait,
@@ -87,6 +87,28 @@ fn disks() {
     assert_eq!(drives[0].image.filename, "my,file.img");
     assert_eq!(drives[0].write_cache, WriteCache::Writethrough);
     assert_eq!(drives[1].access, WriteAccess::ReadOnly);
+    for (line, aio) in [
+        ("-drive file=a,if=virtio", Aio::Auto),
+        ("-drive file=a,if=virtio,aio=threads,cache=none", Aio::Threads),
+        ("-drive file=a,if=virtio,aio=io_uring", Aio::Ring),
+        ("-drive file=a,if=virtio,aio=native,cache=none", Aio::Native),
+        ("-drive file=a,if=virtio,aio=native,cache.direct=on", Aio::Native),
+        (
+            "-blockdev driver=file,filename=a,aio=io_uring,node-name=f -blockdev driver=raw,file=f,node-name=n -device virtio-blk-pci,drive=n",
+            Aio::Ring,
+        ),
+        (
+            "-blockdev driver=raw,node-name=n,cache.direct=on,file.driver=file,file.filename=a,file.aio=native -device virtio-blk-pci,drive=n",
+            Aio::Native,
+        ),
+    ] {
+        let r = run(&format!("-kernel k {line}"));
+        let Some(DeviceKind::Blk { drive, .. }) = r.machine.devices.first().map(|d| &d.kind) else {
+            panic!("{line}: no disk")
+        };
+        assert_eq!(drive.aio, aio, "{line}");
+        assert!(!r.warnings.iter().any(|w| w.contains("aio")), "{line}: {:?}", r.warnings);
+    }
     let r = run(
         "-kernel k -drive file=a,if=none,id=d0 -device virtio-blk-pci,drive=d0,num-queues=2,addr=0x5",
     );
@@ -100,6 +122,11 @@ fn disks() {
         ("-kernel k -drive file=a,if=virtio,iops_size=1", "requires an iops"),
         ("-kernel k -drive file=a,if=virtio,detect-zeroes=unmap", "discard operation"),
         ("-kernel k -drive file=a,if=virtio,aio=native", "requires cache.direct=on"),
+        ("-kernel k -drive file=a,if=virtio,aio=posix", "invalid aio option 'posix'"),
+        (
+            "-kernel k -blockdev driver=file,filename=a,aio=native,node-name=f -device virtio-blk-pci,drive=f",
+            "requires cache.direct=on",
+        ),
         ("-kernel k -drive file=a,if=virtio,werror=pause", "'pause' invalid write error action"),
         ("-kernel k -drive file=a,if=virtio,rerror=enospc", "'enospc' invalid read error action"),
         ("-kernel k -drive file=a,if=virtio,l2-cache-size=1M", "Give format="),

@@ -176,6 +176,8 @@ pub struct BlockInfo {
     pub file: String,
     /// Format of the image.
     pub format: String,
+    /// The image's data are encrypted.
+    pub encrypted: bool,
     /// Bytes that the guest sees.
     pub size: u64,
     /// For reading only.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::config::{DeviceConfig, DeviceKind, MachineConfig, RtcBase};
 use crate::block::Disk;
+use crate::block::config::{Aio, Drive};
 use crate::block::open::Groups;
 use crate::bus::Device;
 use crate::chardev::{Chardevs, Patience};
@@ -98,6 +99,25 @@ pub struct Workshop<'a> {
     pub root: &'a Arc<Root>,
     /// Where characters go.
     pub chardevs: &'a Chardevs,
+}
+
+/// A disk whose requests reach the host as the user wants it.
+fn with_aio(mut blk: Blk, drive: &Drive, notes: &mut Vec<String>) -> Result<Blk> {
+    if drive.aio == Aio::Threads || (drive.aio == Aio::Auto && !blk.is_direct_file()) {
+        return Ok(blk);
+    }
+    match (blk.give_rings(), drive.aio) {
+        // Nobody has asked for one.
+        (Ok(()), _) | (Err(_), Aio::Auto) => {}
+        // Command lines with aio=native are older than io_uring: they work wherever they did.
+        (Err(e), Aio::Native) => notes.push(format!(
+            "warning: drive {}: aio=native: requests are carried out by threads: {}",
+            drive.id,
+            e.report()
+        )),
+        (Err(e), _) => return Err(e.context(format!("drive {}: aio=io_uring", drive.id))),
+    }
+    Ok(blk)
 }
 
 impl Workshop<'_> {
@@ -214,7 +234,7 @@ impl Workshop<'_> {
                 let opened = crate::block::open::disk(drive, scratch, &mut parts.limits)?;
                 parts.notes.extend(opened.notes);
                 parts.disks.push(DiskPart { device: device.id.clone(), disk: opened.disk.clone() });
-                Arc::new(Blk::over(config, opened.disk))
+                Arc::new(with_aio(Blk::over(config, opened.disk), drive, &mut parts.notes)?)
             }
             DeviceKind::Net { shown, tap } => {
                 let config = NetConfig { id: device.id.clone(), ..shown.clone() };

@@ -120,6 +120,7 @@ impl Machine {
             device: part.device.clone(),
             file: image.as_ref().map(name).unwrap_or_default(),
             format: image.as_ref().map(|i| i.format.clone()).unwrap_or_default(),
+            encrypted: image.as_ref().is_some_and(|i| i.encrypted),
             size: disk.len(),
             read_only: disk.read_only(),
             backing: image

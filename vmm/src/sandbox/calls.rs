@@ -54,6 +54,7 @@ const DEVICE: &[libc::c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_ctl,
+    libc::SYS_epoll_create1,
     libc::SYS_eventfd2,
     libc::SYS_futex,
     libc::SYS_sched_yield,
@@ -89,6 +90,8 @@ const DEVICE: &[libc::c_long] = &[
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
     libc::SYS_timerfd_gettime,
+    // Rings are made before, and can do six things only (`crate::block::ring`).
+    libc::SYS_io_uring_enter,
     // Names of threads; narrowing further.
     libc::SYS_prctl,
     libc::SYS_seccomp,
@@ -139,7 +142,6 @@ const MACHINE: &[libc::c_long] = &[
     libc::SYS_getpeername,
     libc::SYS_setsockopt,
     libc::SYS_getsockopt,
-    libc::SYS_epoll_create1,
     libc::SYS_signalfd4,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_rt_sigpending,
@@ -265,6 +267,7 @@ mod tests {
             libc::SYS_setns,
             libc::SYS_bpf,
             libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_register,
             libc::SYS_process_vm_writev,
             libc::SYS_open_by_handle_at,
             libc::SYS_init_module,

@@ -206,4 +206,27 @@ mod tests {
     fn off_confines_nothing() {
         assert!(prepare(&MachineConfig::default()).unwrap().is_none());
     }
+
+    #[test]
+    fn a_ring_that_was_made_before_works_and_no_other_is_made() {
+        use crate::block::ring::{Ring, Task};
+        use std::os::fd::AsRawFd;
+        let file = tempfile::tempfile().unwrap();
+        let mut ring = match Ring::new() {
+            Ok(ring) => ring,
+            Err(e) => return eprintln!("SKIPPED io_uring: {}", e.report()),
+        };
+        let config = MachineConfig {
+            sandbox: Sandbox::On { removed: Vec::new() },
+            ..MachineConfig::default()
+        };
+        let result = confined(&config, Kind::Device, move || {
+            ring.push(1, Task::Sync(file.as_raw_fd())).unwrap();
+            ring.wait().unwrap();
+            (ring.reap().iter().all(|d| d.result.is_ok()), Ring::new().is_err())
+        });
+        if let Some(log) = result {
+            assert_eq!(log, (true, true));
+        }
+    }
 }

@@ -244,7 +244,7 @@ impl Work for BalloonWork {
                 0 => pages(memory, chain).unwrap_or_default(),
                 // Deflating needs nothing: the page comes back when it is touched.
                 1 => Vec::new(),
-                _ => chain.writable.clone(),
+                _ => chain.writable.to_vec(),
             };
             for span in given_back {
                 // Outside guest memory, or memory that cannot be dropped: nothing happens.

@@ -132,6 +132,16 @@ impl Driver {
         self.set_avail(q, self.avail[q]);
     }
 
+    /// Offers descriptors `0..count`, and rings once.
+    pub fn offer_all(&mut self, q: usize, count: u16) {
+        for head in 0..count {
+            let slot = Self::rings(q)[1] + 4 + 2 * u64::from(self.avail[q] % SIZE);
+            self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+            self.avail[q] = self.avail[q].wrapping_add(1);
+        }
+        self.set_avail(q, self.avail[q]);
+    }
+
     /// Sets the available index, and rings.
     pub fn set_avail(&self, q: usize, index: u16) {
         self.memory.write_obj(index, GuestAddress(Self::rings(q)[1] + 2)).unwrap();
@@ -163,6 +173,11 @@ impl Driver {
         }
         self.offer(q, first);
         places
+    }
+
+    /// How many requests of a queue have come back, modulo 65536.
+    pub fn completed(&self, q: usize) -> u16 {
+        self.memory.read_obj(GuestAddress(Self::rings(q)[2] + 2)).unwrap()
     }
 
     /// Waits for the next request to come back; returns its number and how many bytes were written.

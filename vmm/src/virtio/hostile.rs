@@ -83,6 +83,8 @@ pub enum Victim {
     Blk,
     /// A disk over a temporary qcow2 overlay.
     BlkImage,
+    /// The same, with rings that take requests to the kernel where the host has such a thing.
+    BlkRing,
     /// A network card.
     Net,
     /// The balloon.
@@ -95,8 +97,15 @@ pub enum Victim {
 
 impl Victim {
     /// All of them.
-    pub const ALL: [Victim; 6] =
-        [Victim::Blk, Victim::BlkImage, Victim::Net, Victim::Balloon, Victim::Console, Victim::Rng];
+    pub const ALL: [Victim; 7] = [
+        Victim::Blk,
+        Victim::BlkImage,
+        Victim::BlkRing,
+        Victim::Net,
+        Victim::Balloon,
+        Victim::Console,
+        Victim::Rng,
+    ];
 
     fn device(self) -> Arc<dyn VirtioDevice> {
         let config =
@@ -104,6 +113,13 @@ impl Victim {
         match self {
             Victim::Blk => Arc::new(Blk::new(config, Arc::new(Disk(Mutex::new(vec![0; 1 << 20]))))),
             Victim::BlkImage => Arc::new(Blk::new(config, Arc::new(overlay()))),
+            Victim::BlkRing => {
+                let mut blk = Blk::new(config, Arc::new(overlay()));
+                if let Err(e) = blk.give_rings() {
+                    eprintln!("SKIPPED io_uring: {}", e.report());
+                }
+                Arc::new(blk)
+            }
             Victim::Net => {
                 let cable = || -> Box<dyn NetBackend> {
                     let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());

@@ -20,12 +20,14 @@ pub struct ActiveQueue {
     call: Arc<dyn Message>,
     /// Requests were given back that the driver has not been told of.
     unannounced: bool,
+    /// Room for a table of descriptors.
+    scratch: Vec<u8>,
 }
 
 impl ActiveQueue {
     /// From a ring that the driver has made, and that was found valid.
     pub fn new(queue: Queue, doorbell: EventFd, call: Arc<dyn Message>) -> Self {
-        ActiveQueue { queue, doorbell, call, unannounced: false }
+        ActiveQueue { queue, doorbell, call, unannounced: false, scratch: Vec::new() }
     }
 
     /// To be polled: readable when the driver has rung.
@@ -41,7 +43,10 @@ impl ActiveQueue {
 
     /// The next request.
     pub fn pop(&mut self, memory: &Memory) -> Option<Chain> {
-        self.queue.pop_descriptor_chain(memory).map(Chain::collect)
+        let table = vm_memory::GuestAddress(self.queue.desc_table());
+        self.queue
+            .pop_descriptor_chain(memory)
+            .map(|chain| Chain::collect(chain, table, &mut self.scratch))
     }
 
     /// Where the ring is in guest memory, for somebody else to serve it.

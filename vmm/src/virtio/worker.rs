@@ -4,12 +4,14 @@
 //! thread gives the object back, so that pausing a machine is stopping its workers, and going on is
 //! starting them again.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::num::{index, len_u64};
 use crate::{Error, Result};
 
 /// The driver has broken the rules so that the device cannot go on until it is reset.
@@ -25,6 +27,11 @@ pub trait Work: Send {
     /// Whether a source matters at present.
     fn wants(&self, _source: usize) -> bool {
         true
+    }
+    /// Whether a source is a bell that need not be answered: each ring of an event descriptor is told once, and
+    /// nobody reads it.
+    fn is_bell(&self, _source: usize) -> bool {
+        false
     }
     /// A source is ready. Also called once for each source when the thread starts: requests may have
     /// been waiting.
@@ -105,40 +112,73 @@ fn duplicate(fds: &[RawFd]) -> std::result::Result<Vec<OwnedFd>, Broken> {
         .map_err(|e| Broken(format!("cannot duplicate a descriptor: {e}")))
 }
 
+/// What to wait for, kept by the kernel: queues wait once for each request or two.
+struct Waiting {
+    epoll: Epoll,
+    sources: Vec<OwnedFd>,
+    /// Which sources are waited for at present.
+    armed: Vec<bool>,
+}
+
+/// Stands for the request to stop among the numbers of sources.
+const STOP: u64 = u64::MAX;
+
+fn cannot_wait(e: impl std::fmt::Display) -> Broken {
+    Broken(format!("cannot wait for events: {e}"))
+}
+
+impl Waiting {
+    fn new(sources: &[RawFd], stop: &EventFd) -> std::result::Result<Self, Broken> {
+        let epoll = Epoll::new().map_err(cannot_wait)?;
+        let event = EpollEvent::new(EventSet::IN, STOP);
+        epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), event).map_err(cannot_wait)?;
+        let sources = duplicate(sources)?;
+        let armed = vec![false; sources.len()];
+        Ok(Waiting { epoll, sources, armed })
+    }
+
+    /// Descriptors that do not matter at present are left out: errors would be told all the same.
+    fn arm(&mut self, work: &dyn Work) -> std::result::Result<(), Broken> {
+        for (i, (source, armed)) in self.sources.iter().zip(&mut self.armed).enumerate() {
+            let wanted = work.wants(i);
+            if wanted != *armed {
+                let how = if wanted { ControlOperation::Add } else { ControlOperation::Delete };
+                let bell =
+                    if work.is_bell(i) { EventSet::EDGE_TRIGGERED } else { EventSet::empty() };
+                let event = EpollEvent::new(EventSet::IN | bell, len_u64(i));
+                self.epoll.ctl(how, source.as_raw_fd(), event).map_err(cannot_wait)?;
+                *armed = wanted;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn serve(work: &mut dyn Work, stop: &EventFd) -> std::result::Result<(), Broken> {
-    let sources = duplicate(&work.sources())?;
-    for i in 0..sources.len() {
+    let mut waiting = Waiting::new(&work.sources(), stop)?;
+    for i in 0..waiting.sources.len() {
         work.ready(i)?;
     }
-    let stop_fd: BorrowedFd<'_> = crate::fd::of(stop);
+    let mut events = vec![EpollEvent::default(); waiting.sources.len() + 1];
     loop {
-        // Descriptors that do not matter at present are left out: errors would be told all the same.
-        let wanted: Vec<usize> = (0..sources.len()).filter(|i| work.wants(*i)).collect();
-        let mut set = vec![PollFd::new(stop_fd, PollFlags::POLLIN)];
-        set.extend(wanted.iter().map(|i| PollFd::new(sources[*i].as_fd(), PollFlags::POLLIN)));
-        match poll(&mut set, PollTimeout::NONE) {
-            Err(nix::errno::Errno::EINTR) => continue,
-            Err(e) => return Err(Broken(format!("cannot wait for events: {e}"))),
-            Ok(_) => {}
-        }
-        let fired: Vec<bool> = set
-            .iter()
-            .map(|p| p.revents().is_some_and(|r| r.contains(PollFlags::POLLIN)))
-            .collect();
-        // A source that only has an error or is hung up would keep poll from waiting.
-        let dead = set.iter().skip(1).zip(&wanted).any(|(p, i)| {
-            let failed = |r: PollFlags| r.contains(PollFlags::POLLNVAL) || r == PollFlags::POLLERR;
-            // It may have been turned off meanwhile.
-            p.revents().is_some_and(failed) && work.wants(*i)
-        });
-        if fired[0] {
+        waiting.arm(work)?;
+        let count = match waiting.epoll.wait(-1, &mut events) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(cannot_wait(e)),
+            Ok(count) => count,
+        };
+        let events = &events[..count];
+        if events.iter().any(|e| e.data() == STOP) {
             return Ok(());
         }
-        if dead {
-            return Err(Broken("a back end has failed".into()));
-        }
-        for (i, _) in wanted.iter().zip(fired.iter().skip(1)).filter(|(_, f)| **f) {
-            work.ready(*i)?;
+        for event in events {
+            let source = index(event.data());
+            if event.event_set().contains(EventSet::IN) {
+                work.ready(source)?;
+            } else if work.wants(source) {
+                // Only an error, or hung up: that would keep this thread from waiting.
+                return Err(Broken("a back end has failed".into()));
+            }
         }
     }
 }

@@ -145,10 +145,19 @@ fn agreed() -> Result<bool> {
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
+/// A change's number as `status` shows it: 7 is 0007.
+pub fn full_number(id: &str) -> String {
+    match id.parse::<u32>() {
+        Ok(number) => format!("{number:04}"),
+        Err(_) => id.to_owned(),
+    }
+}
+
 pub fn undo(host: &Host, args: &Undo) -> Result<u8> {
     let force = if args.force { Force::Yes } else { Force::No };
     let shared = net::shared(host);
-    let id = change::undo(effects(host).as_mut(), args.id.as_deref(), force)?;
+    let id = args.id.as_deref().map(full_number);
+    let id = change::undo(effects(host).as_mut(), id.as_deref(), force)?;
     print(&format!("{id} is undone\n"));
     let journals = change::list(host.root())?;
     let made_network = journals.iter().any(|journal| {
@@ -208,7 +217,15 @@ fn stamp(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::stamp;
+    use super::{full_number, stamp};
+
+    #[test]
+    fn numbers() {
+        assert_eq!(full_number("7"), "0007");
+        assert_eq!(full_number("0012"), "0012");
+        assert_eq!(full_number("12345"), "12345");
+        assert_eq!(full_number("../7"), "../7");
+    }
 
     #[test]
     fn dates() {

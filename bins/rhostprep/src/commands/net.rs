@@ -15,7 +15,7 @@ use hostprep::net::{
 use hostprep::wanted::Wanted;
 use hostprep::{Error, Result, scripts as qemu};
 
-use super::change::{carry_out, effects};
+use super::change::{carry_out, effects, full_number};
 use super::{print, warn};
 use crate::args::{Ifup, Net, NetBridge, NetInside, Scripts, Switch};
 
@@ -93,7 +93,10 @@ fn restore(host: &Host, names: &[String], wait: u64) -> Result<u8> {
             Outcome::ByManager => "comes by the network manager alone".to_owned(),
             Outcome::Failed(error) => {
                 code = 2;
-                warn(&format!("{name}: {error}"), error.remedy_text());
+                let said = error.to_string();
+                let named = said.starts_with(name.as_str());
+                let text = if named { said } else { format!("{name}: {said}") };
+                warn(&text, error.remedy_text());
                 continue;
             }
         };
@@ -201,8 +204,9 @@ fn mark(host: &Host, id: &str) -> PathBuf {
 
 fn confirm(host: &Host, id: Option<&str>) -> Result<u8> {
     let journals = change::list(host.root())?;
-    let open = journals.iter().rfind(|journal| match id {
-        Some(id) => journal.id == id,
+    let id = id.map(full_number);
+    let open = journals.iter().rfind(|journal| match &id {
+        Some(id) => journal.id == *id,
         None => journal.state() == JournalState::Applied,
     });
     let Some(journal) = open.filter(|journal| journal.state() == JournalState::Applied) else {

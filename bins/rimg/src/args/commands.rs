@@ -7,10 +7,10 @@
 use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 
 /// All formats that can be read.
-pub(super) const FORMATS: &[&str] =
-    &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "bochs", "cloop", "cow", "dmg"];
+const FORMATS: &[&str] =
+    &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks", "bochs", "cloop", "cow", "dmg"];
 /// Those that can be created.
-const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx"];
+const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks"];
 pub(super) const CACHE_MODES: &[&str] =
     &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
@@ -47,7 +47,8 @@ pub(super) const OBJECT: Opt = val(
     None,
     "object",
     "OBJDEF",
-    "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT",
+    "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT (also \
+     format=base64, keyid=NAME,iv=BASE64), or secret_keyring,id=NAME,serial=NUMBER",
 );
 const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);
 // Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for
@@ -311,10 +312,13 @@ const CONVERT: Command = Command {
     details: "Copies what the guest sees. Several sources are put one after the other. The target \
         is written beside its final name and renamed when everything is on disk, so an interrupted \
         run leaves nothing that looks like an image. All cores are used; the output is the same for \
-        any number of threads. Zeroes take no space in the target.",
+        any number of threads. Zeroes take no space in the target.\n\n\
+        A source called - is standard input; one that is packed (.gz, .xz, .zst, .bz2) is unpacked. Both are \
+        put into a temporary file beside the target first, which needs space for the whole disk. A target \
+        called - is standard output.",
     positionals: &[
-        pos("SRC_FILENAME", "Source image (or specification, with --image-opts)").many(),
-        pos("TGT_FILENAME", "Target image"),
+        pos("SRC_FILENAME", "Source image (or specification, with --image-opts), or -").many(),
+        pos("TGT_FILENAME", "Target image, or -"),
     ],
     opts: &[
         HELP,
@@ -435,6 +439,8 @@ const CONVERT: Command = Command {
             "Only the differences",
         ),
         ("rimg convert -n -O raw disk.qcow2 /dev/vg0/lv", "Onto a block device"),
+        ("curl -s https://example.org/disk.raw.xz | rimg convert -O qcow2 - disk.qcow2", "From the net"),
+        ("rimg convert -O raw disk.vmdk - | ssh host 'cat > /dev/vg0/lv'", "To another host"),
     ],
     exit_codes: &[],
 };

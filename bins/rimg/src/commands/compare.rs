@@ -32,8 +32,8 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     common.check_exclusive().map_err(trouble)?;
     let cache = cache_mode("source cache", &cache).map_err(trouble)?;
     let options = CompareOptions {
-        first: common.image_as(&a, first.as_deref(), cache).map_err(trouble)?,
-        second: common.image_as(&b, second.as_deref(), cache).map_err(trouble)?,
+        first: common.source(&a, first.as_deref(), cache).map_err(trouble)?,
+        second: common.source(&b, second.as_deref(), cache).map_err(trouble)?,
         strictness,
     };
     let reporter = common.reporter();

@@ -1,14 +1,16 @@
 //! `convert`
 
+use std::path::Path;
 use std::time::Duration;
 
 use imgcore::format::{Level, SnapshotSelector};
+use imgcore::graph::gate::folder_of;
 use imgcore::graph::open::OpenRequest;
 use imgcore::ops::convert::{
     self, Bitmaps, Compress, ConvertOptions, Durability, Offload, OnReadError, Resume, Target,
     Verify,
 };
-use imgcore::ops::selector;
+use imgcore::ops::{selector, stream};
 use imgcore::opts::OptError;
 use imgcore::opts::filename::{self, Filename};
 use imgcore::opts::list::Accumulated;
@@ -17,9 +19,12 @@ use imgcore::storage::CacheMode;
 
 use super::{format_help, pairs};
 use crate::args::getopt::{Given, Parser};
-use crate::common::{Common, cache_mode};
+use crate::common::{Common, cache_mode, temporary_folder};
 use crate::failure::Failure;
+use crate::output::Output;
+use crate::progress::Mode;
 use crate::session::Session;
+use crate::stdout::{self, Staged};
 
 const MAX_SPARSE: u64 = 16 << 20;
 /// Seconds between two checkpoints of a resumable conversion.
@@ -80,8 +85,25 @@ pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     for name in wish.backing.iter().chain(&names) {
         common.names(name);
     }
-    let sources =
-        names.iter().map(|name| common.image(name, source_cache)).collect::<Result<Vec<_>, _>>()?;
+    let to_stdout = target == "-" && !session.as_qemu_img && !wish.no_create;
+    let staged = if to_stdout { Some(stage(&mut common, &wish)?) } else { None };
+    let target = staged.as_ref().map_or(target, Staged::image);
+    let folder = folder_of(Path::new(&target));
+    common.spool_folder = folder.is_dir().then(|| folder.to_path_buf());
+    let format = common.format.clone();
+    let mut sources = Vec::with_capacity(names.len());
+    for name in &names {
+        sources.push(common.source(name, format.as_deref(), source_cache)?);
+    }
+    if wish.resume && common.has_streams() {
+        return Err(Failure::new("A stream cannot be gone on with"));
+    }
+    if staged.is_some() && wish.is_plain_raw() && sources.len() == 1 {
+        let reporter = common.reporter();
+        let mut out = std::io::stdout().lock();
+        common.run(&reporter, |job| stream::export(&sources[0], &mut out, job))?;
+        return Ok(0);
+    }
     let mut options = ConvertOptions::new(sources, wish.target(&target, &common)?);
     wish.fill(&mut options, common.session.as_qemu_img)?;
     options.sharing = common.sharing();
@@ -91,8 +113,29 @@ pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     }
     let reporter = common.reporter();
     let report = common.run(&reporter, |job| convert::convert(&options, job))?;
-    common.report("", || serde_json::to_value(report).unwrap_or_default());
+    if let Some(staged) = staged {
+        staged.send()?;
+        return Ok(0);
+    }
+    let verified = if report.verified { "The copy was read again and is the same.\n" } else { "" };
+    common.report(verified, || serde_json::to_value(report).unwrap_or_default());
     Ok(0)
+}
+
+/// Prepares for an image that goes to standard output.
+fn stage(common: &mut Common<'_>, wish: &Wish) -> Result<Staged, Failure> {
+    stdout::check()?;
+    if common.output == Output::Json {
+        return Err(Failure::new("Standard output takes the image, so it cannot take JSON"));
+    }
+    if wish.resume {
+        return Err(Failure::new("A stream cannot be gone on with"));
+    }
+    // Percentages would go there, too.
+    if common.progress == Mode::On {
+        common.progress = Mode::Off;
+    }
+    Staged::new(&temporary_folder())
 }
 
 /// A snapshot that cannot be understood is complained about twice, as qemu-img does.
@@ -143,6 +186,14 @@ impl Wish {
         Ok(())
     }
 
+    /// Nothing but the bytes of the disk is wanted.
+    fn is_plain_raw(&self) -> bool {
+        let raw = self.target_format.as_deref().is_none_or(|f| f == "raw");
+        let changed =
+            self.options.given() || self.compress || self.salvage || self.verify || self.rate > 0;
+        raw && !changed && self.snapshot.is_none() && self.backing.is_none()
+    }
+
     /// Which options go together.
     fn check(&self, common: &Common<'_>) -> Result<(), Failure> {
         let refuse = |text: &str| Err(Failure::new(text));
@@ -187,6 +238,7 @@ impl Wish {
                     options.push((option.to_owned(), "on".to_owned()));
                 }
             }
+            common.warn_of_aes(&options);
             let driver = self.target_format.clone().unwrap_or_else(|| "raw".to_owned());
             // An export is there already; all that can be created in it is nothing but its bytes.
             if let Ok(Filename::Protocol { driver: "nbd", .. }) = filename::parse(name)

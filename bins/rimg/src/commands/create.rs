@@ -59,6 +59,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
             common.names(file);
         }
     }
+    common.warn_of_aes(&wish.options);
     wish.overwrite = common.overwriting();
     make(&common, wish)
 }

@@ -44,7 +44,10 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         }
     }
     let name = common.one_image(parser.positionals()).map_err(trouble)?;
-    let image = common.image(&name, CacheMode::Writeback).map_err(trouble)?;
+    let image = {
+        let format = common.format.clone();
+        common.source(&name, format.as_deref(), CacheMode::Writeback).map_err(trouble)?
+    };
     let beside = PathBuf::from(format!("{name}.digest"));
     let expected = match expected {
         Expected::Nothing => None,

@@ -28,7 +28,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let reporter = common.reporter();
     let mut chain = common.run(&reporter, |job| info::info(&InfoOptions { image, depth }, job))?;
     if let Some(top) = chain.first_mut().filter(|top| top.filename == name) {
-        top.filename = shown_name::of(&name, common.image_opts);
+        top.filename = shown_name::of(&name, common.image_opts, &top.format);
     }
     common.report(&form::human(&chain), || form::json(&chain, depth == Depth::Chain));
     Ok(0)

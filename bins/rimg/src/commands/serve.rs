@@ -253,7 +253,6 @@ fn in_background(session: &Session) -> Result<u8, Failure> {
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .process_group(0)
         .spawn()
         .map_err(failed)?;
     let mut said = String::new();

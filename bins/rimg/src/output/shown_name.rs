@@ -8,11 +8,11 @@ use imgcore::opts::tree::{Flat, Scalar};
 use imgcore::opts::{ImageSpec, json};
 use serde_json::{Map, Value};
 
-/// Options of raw that select a part of the file.
-const CONTENT: &[&str] = &["offset", "size"];
+/// Options that select a part of the file, or say how to decrypt it.
+const CONTENT: &[&str] = &["offset", "size", "key-secret", "encrypt.format", "encrypt.key-secret"];
 
-/// The name to show for what the user wrote.
-pub fn of(written: &str, image_opts: bool) -> String {
+/// The name to show for what the user wrote; `format` is what the image turned out to be.
+pub fn of(written: &str, image_opts: bool, format: &str) -> String {
     let parsed = if image_opts {
         let items = list::parse(written, FirstItem::ValueOf("file"));
         ImageSpec::from_options(written).map(|spec| (spec, Flat::from_items(&items)))
@@ -29,12 +29,12 @@ pub fn of(written: &str, image_opts: bool) -> String {
         };
     };
     match parsed {
-        Ok((spec, flat)) => of_spec(&spec, flat).unwrap_or_else(|| written.to_owned()),
+        Ok((spec, flat)) => of_spec(&spec, flat, format).unwrap_or_else(|| written.to_owned()),
         Err(_) => written.to_owned(),
     }
 }
 
-fn of_spec(spec: &ImageSpec, mut flat: Flat) -> Option<String> {
+fn of_spec(spec: &ImageSpec, mut flat: Flat, format: &str) -> Option<String> {
     let bottom = spec.file.as_deref().unwrap_or(spec);
     if bottom.driver.as_deref() == Some("nbd") {
         let target = NbdTarget::from_options(bottom.filename.as_deref(), &bottom.other).ok()?;
@@ -54,7 +54,7 @@ fn of_spec(spec: &ImageSpec, mut flat: Flat) -> Option<String> {
         ("driver".to_owned(), Value::from("file")),
         ("filename".to_owned(), Value::from(path)),
     ]);
-    top.insert("driver".to_owned(), Value::from(spec.driver.as_deref().unwrap_or("raw")));
+    top.insert("driver".to_owned(), Value::from(spec.driver.as_deref().unwrap_or(format)));
     top.insert("file".to_owned(), file.into());
     Some(format!("json:{}", super::json::compact(&top.into())))
 }
@@ -75,19 +75,20 @@ mod tests {
     /// Observed with qemu-img 10.0.2.
     #[test]
     fn names() {
-        assert_eq!(of("file:a", false), "a");
-        assert_eq!(of("file:a:b", false), "./a:b");
-        assert_eq!(of("a", false), "a");
-        assert_eq!(of("driver=qcow2,file.filename=a", true), "a");
+        assert_eq!(of("file:a", false, "raw"), "a");
+        assert_eq!(of("file:a:b", false, "raw"), "./a:b");
+        assert_eq!(of("a", false, "raw"), "a");
+        assert_eq!(of("driver=qcow2,file.filename=a", true, "raw"), "a");
         assert_eq!(
             of(
                 "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"a\"}}",
-                false
+                false,
+                "raw"
             ),
             "a"
         );
         assert_eq!(
-            of("driver=raw,offset=64k,size=512,file.filename=a", true),
+            of("driver=raw,offset=64k,size=512,file.filename=a", true, "raw"),
             "json:{\"offset\": \"64k\", \"driver\": \"raw\", \"size\": \"512\", \"file\": \
              {\"driver\": \"file\", \"filename\": \"a\"}}"
         );
@@ -95,7 +96,8 @@ mod tests {
             of(
                 "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"a\"},\
                  \"offset\":65536,\"size\":512}",
-                false
+                false,
+                "raw"
             ),
             "json:{\"offset\": 65536, \"driver\": \"raw\", \"size\": 512, \"file\": \
              {\"driver\": \"file\", \"filename\": \"a\"}}"

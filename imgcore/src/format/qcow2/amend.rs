@@ -2,7 +2,8 @@
 //!
 //! Everything is checked before anything changes. Then, as in the reference implementation: up to
 //! version 3 first (later steps may need it), the width of the counts, flags, the size of the disk, and
-//! down to version 2 last. Each step ends with one write of the header; a crash leaves the image of
+//! down to version 2 last; key slots
+//! change after the flags. Each step ends with one write of the header; a crash leaves the image of
 //! before or of after a step, and leaks at worst.
 
 use super::amend_zero::{Expansion, has_compressed};
@@ -14,7 +15,9 @@ use super::layout::{REFTABLE_MASK, autoclear, compatible, incompatible};
 use super::refcount::{get_count, max_count};
 use super::snapshot_table::V3_EXTRA;
 use super::tables::Tables;
-use crate::format::{CreateOptions, OptionKind, OptionSpec, Resize, Watcher, check_cancelled};
+use crate::format::{
+    Amendment, CreateOptions, OptionKind, OptionSpec, Resize, Watcher, check_cancelled,
+};
 use crate::num::{len_u64, small};
 use crate::storage::Preallocation;
 use crate::{Error, Result};
@@ -70,6 +73,8 @@ struct Plan {
     drop_raw: bool,
     data_file: Option<String>,
     size: Option<u64>,
+    /// Key slots.
+    keys: bool,
 }
 
 impl Plan {
@@ -83,11 +88,11 @@ impl Plan {
                 return Err(Error::invalid(format!("Unknown compatibility level {other}")));
             }
         };
-        if options.names().any(|n| n.starts_with("encrypt.")) {
+        let keys = options.names().any(|n| n.starts_with("encrypt."));
+        if keys && h.crypt_method != 2 {
             return Err(match h.crypt_method {
                 0 => Error::invalid("Can't amend encryption options - encryption not present"),
-                1 => Error::unsupported("Only LUKS encryption options can be amended"),
-                _ => Error::unsupported("changing LUKS keyslots is not supported"),
+                _ => Error::unsupported("Only LUKS encryption options can be amended"),
             });
         }
         let refcount_order = match options.number("refcount_bits") {
@@ -131,6 +136,7 @@ impl Plan {
             drop_raw: raw == Some(false) && tables.geometry.external_raw,
             data_file,
             size: options.number("size").filter(|&n| n != 0),
+            keys,
         })
     }
 }
@@ -139,7 +145,8 @@ impl Qcow2Image {
     /// See [`crate::format::Image::amend`]. A caller that knows the file below changes the size itself
     /// (through the node), because only it can clear what would show of it. Afterwards the image must be closed and opened again: sizes
     /// that follow from the version were taken when it was opened.
-    pub(super) fn amend_image(&self, options: &CreateOptions, watcher: &dyn Watcher) -> Result<()> {
+    pub(super) fn amend_image(&self, request: &Amendment<'_>, watcher: &dyn Watcher) -> Result<()> {
+        let options = request.options;
         drop(self.finish_recording()?);
         let plan = {
             let mut tables = self.write_tables();
@@ -152,6 +159,9 @@ impl Qcow2Image {
             self.amend_up(&mut tables, &plan, watcher)?;
             plan
         };
+        if let (true, Some(crypt)) = (plan.keys, &self.crypt) {
+            crypt.amend(request)?;
+        }
         if let Some(size) = plan.size.filter(|&n| n != self.disk_size()) {
             let hide_below = self.read_tables().header.backing_name.is_some();
             self.resize_with_bitmaps(Resize { size, how: Preallocation::Off, hide_below })?;

@@ -129,7 +129,33 @@ pub(super) struct DecodedCluster {
 
 impl Qcow2Image {
     /// See [`crate::format::Image::read_encoded`].
-    pub(super) fn read_compressed(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+    pub(super) fn read_clusters(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        if !self.guest_keyed() {
+            return self.read_compressed(at, buf);
+        }
+        let cluster = self.geometry.cluster();
+        let mut done = 0;
+        while done < buf.len() {
+            let here = at + crate::num::len_u64(done);
+            let n = (buf.len() - done).min(small(cluster - here % cluster));
+            let part = &mut buf[done..done + n];
+            let entry = self.write_tables().entry(&*self.file, here)?;
+            match entry.host() {
+                _ if entry.is_compressed() => self.read_compressed(here, part)?,
+                Some(host) => self.read_guest_keyed(host, here, part)?,
+                None => return Err(Error::errno(libc::EIO).at_offset(here)),
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Whether data are encrypted by guest sectors.
+    pub(super) fn guest_keyed(&self) -> bool {
+        self.crypt.as_ref().is_some_and(|c| c.guest_keyed().is_some())
+    }
+
+    fn read_compressed(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let cluster = self.geometry.cluster();
         let mut done = 0;
         while done < buf.len() {

@@ -5,14 +5,17 @@ use std::time::SystemTime;
 
 use super::Qcow2Driver;
 use super::layout::{compatible, incompatible};
-use crate::Result;
+use crate::crypto::SecretBytes;
+use crate::format::OpenGate;
+use crate::format::testing::WithKey;
 use crate::format::{
-    Access, BackingRef, CheckReport, CreateContext, CreateOptions, Driver, Image, NewFiles, NoGate,
-    OpenContext, Repair, SnapshotSelector, Watcher, ZeroSpace,
+    Access, Amendment, BackingRef, CheckReport, CreateContext, CreateOptions, Driver, Image,
+    NewFiles, NoGate, OpenContext, Repair, SnapshotSelector, Watcher, ZeroSpace,
 };
 use crate::graph::Node;
 use crate::storage::crash::CrashStorage;
 use crate::storage::{MemoryStorage, Preallocation, Storage};
+use crate::{Error, Result};
 
 /// A small generator; the tests must give the same on every run.
 struct Dice(u64);
@@ -45,6 +48,9 @@ impl NewFiles for OneFile {
     }
     fn existing(&self, _: &str) -> Result<Arc<dyn Storage>> {
         Err(crate::Error::errno(libc::ENOTSUP))
+    }
+    fn passphrase(&self, _: Option<&str>) -> Result<Option<SecretBytes>> {
+        WithKey.passphrase(None)
     }
 }
 
@@ -80,7 +86,7 @@ fn open(storage: Arc<dyn Storage>, what: For, snapshot: Option<&str>) -> Box<dyn
         .open(OpenContext {
             storage,
             access,
-            gate: &NoGate,
+            gate: &WithKey,
             snapshot: snapshot.map(|s| SnapshotSelector::IdOrName(s.to_owned())),
             data_file: None,
             scratch: false,
@@ -202,6 +208,15 @@ fn crash_everywhere(
 const CLUSTER: u64 = 4096;
 const SIZE: u64 = 700 * CLUSTER;
 const OPTIONS: &[(&str, &str)] = &[("cluster_size", "4096")];
+/// Encrypted, with the smallest header.
+const LUKS: &[(&str, &str)] = &[
+    ("cluster_size", "4096"),
+    ("encrypt.format", "luks"),
+    ("encrypt.cipher-alg", "aes-128"),
+    ("encrypt.cipher-mode", "cbc"),
+    ("encrypt.iter-time", "0"),
+];
+const AES: &[(&str, &str)] = &[("cluster_size", "4096"), ("encrypt.format", "aes")];
 
 /// Writes at random; returns the disk as it must be.
 fn scribble(node: &Node, disk: &mut [u8], dice: &mut Dice, n: u64) {
@@ -323,6 +338,9 @@ fn writes_with_and_without_backing() {
         (OPTIONS, Some(&below[..]), false),
         (&[("cluster_size", "512"), ("refcount_bits", "64")], None, false),
         (lazy, None, false),
+        (LUKS, None, false),
+        (LUKS, Some(&below[..]), false),
+        (AES, None, true),
     ] {
         let (mut base, disk) = scribbled(options, 4, below);
         if shared {
@@ -370,7 +388,7 @@ fn writes_with_and_without_backing() {
 
 #[test]
 fn resizing() {
-    for options in [OPTIONS, &[("cluster_size", "512")]] {
+    for options in [OPTIONS, &[("cluster_size", "512")], LUKS, AES] {
         let (base, disk) = scribbled(options, 6, None);
         for size in [SIZE * 3, SIZE / 3 / 512 * 512] {
             let keep = usize::try_from(size.min(SIZE)).unwrap();
@@ -386,6 +404,40 @@ fn resizing() {
                 },
             );
         }
+    }
+}
+
+/// Key slots are set and erased: the other passphrase opens the image at every point, and nothing of
+/// the disk changes.
+#[test]
+fn key_slots() {
+    let (base, disk) = scribbled(LUKS, 9, None);
+    let amend = |node: &Node, changes: &[&[(&str, &str)]]| {
+        let secret = |_: &str| Ok(SecretBytes::new(b"another one".to_vec()));
+        for change in changes {
+            let given: Vec<(String, String)> =
+                change.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            let wishes = CreateOptions::parse(Qcow2Driver.amend_options(), &given).unwrap();
+            let request = Amendment { options: &wishes, force: false, secret: &secret };
+            node.image().amend(&request, &Lines::default()).unwrap();
+        }
+    };
+    let add = |slot: &'static str| {
+        [
+            ("encrypt.state", "active"),
+            ("encrypt.new-secret", "n"),
+            ("encrypt.keyslot", slot),
+            ("encrypt.iter-time", "0"),
+        ]
+    };
+    let erase = |slot: &'static str| [("encrypt.state", "inactive"), ("encrypt.keyslot", slot)];
+    for slot in ["6", "7"] {
+        crash_everywhere(
+            &base,
+            None,
+            |_, node| amend(node, &[&add(slot), &erase(slot)]),
+            |bytes, _, place| assert!(content(bytes, None, None) == disk, "{place}"),
+        );
     }
 }
 
@@ -450,7 +502,11 @@ fn amending() {
             crash_everywhere(
                 &base,
                 below,
-                |_, node| node.image().amend(&wishes, false, &Lines::default()).unwrap(),
+                |_, node| {
+                    let secret = |_: &str| Err(Error::errno(libc::ENOKEY));
+                    let request = Amendment { options: &wishes, force: false, secret: &secret };
+                    node.image().amend(&request, &Lines::default()).unwrap();
+                },
                 |bytes, _, place| {
                     assert!(content(bytes, below, None) == disk, "{place}");
                     assert!(content(bytes, below, Some("s")) == disk, "{place}");

@@ -5,13 +5,15 @@
 
 use std::sync::Arc;
 
+use super::crypt::NewCrypt;
 use super::header::{Compression, Header};
 use super::image::Qcow2Image;
 use super::layout::{autoclear, compatible, incompatible};
 use super::refcount::set_count;
+use crate::crypto::SecretBytes;
 use crate::format::options::OptionValue;
 use crate::format::{
-    Access, CreateContext, CreateOptions, NoGate, OpenContext, OptionKind, OptionSpec,
+    Access, CreateContext, CreateOptions, NoGate, OpenContext, OpenGate, OptionKind, OptionSpec,
 };
 use crate::num::{checked_round_up, small};
 use crate::storage::{Preallocation, Storage, ZeroMode};
@@ -105,6 +107,7 @@ pub(super) struct Choices {
     pub(super) preallocation: Preallocation,
     pub(super) data_file: Option<String>,
     pub(super) data_file_raw: bool,
+    pub(super) crypt: Option<NewCrypt>,
 }
 
 fn value_error(name: &str, value: &str) -> Error {
@@ -144,9 +147,7 @@ const NEEDS_V3: &str = "compatibility level 1.1 and above (use version=v3 or gre
 impl Choices {
     /// From options; refuses combinations that make no image, with QEMU's words.
     pub(super) fn parse(options: &CreateOptions, has_backing: bool) -> Result<Self> {
-        if options.flag("encryption") == Some(true) || options.text("encrypt.format").is_some() {
-            return Err(Error::unsupported("creating encrypted qcow2 images is not supported"));
-        }
+        let crypt = NewCrypt::parse(options)?;
         let preallocation = crate::format::options::preallocation(
             options,
             &[Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full],
@@ -220,6 +221,7 @@ impl Choices {
             preallocation,
             data_file,
             data_file_raw,
+            crypt,
         })
     }
 
@@ -234,7 +236,7 @@ impl Choices {
             version: self.version,
             cluster_bits: self.cluster_bits,
             size,
-            crypt_method: 0,
+            crypt_method: self.crypt.as_ref().map_or(0, NewCrypt::method),
             l1_size: 0,
             l1_offset: 0,
             reftable_offset: 0,
@@ -274,6 +276,7 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<()> {
     if size > i64::MAX.unsigned_abs() || entries > super::layout::MAX_L1_BYTES / 8 {
         return Err(too_large());
     }
+    let passphrase = choices.crypt.as_ref().map(|c| c.passphrase(cx)).transpose()?;
     let data_file = match &choices.data_file {
         Some(name) => {
             let file = cx.files.beside(name)?;
@@ -283,10 +286,14 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<()> {
         None => None,
     };
     let file = cx.files.main()?;
-    place_tables(&mut header, entries, &*file)?;
+    let area = choices.crypt.as_ref().map_or(0, NewCrypt::area_len);
+    let crypt_at = place_tables(&mut header, (entries, area), &*file)?;
+    if let (Some(crypt), Some(passphrase)) = (&choices.crypt, &passphrase) {
+        crypt.write(&mut header, &file, (crypt_at, passphrase))?;
+    }
     header.write(&*file)?;
     if choices.preallocation != Preallocation::Off && size > 0 {
-        let image = open_new(file, data_file)?;
+        let image = open_new(file, data_file, passphrase)?;
         image.preallocate(0, size, choices.preallocation)?;
         image.close_image()?;
     }
@@ -301,14 +308,20 @@ fn too_large() -> Error {
 }
 
 /// Writes the first tables: refcount table in cluster 1, then as many refcount blocks as header, tables
-/// and L1 table need, then the L1 table.
-fn place_tables(header: &mut Header, l1_entries: u64, file: &dyn Storage) -> Result<()> {
+/// and L1 table need, then room for `area` bytes of an encryption header, then the L1 table. Returns where
+/// that room is.
+fn place_tables(
+    header: &mut Header,
+    (l1_entries, area): (u64, u64),
+    file: &dyn Storage,
+) -> Result<u64> {
     let cluster = header.cluster_size();
     let per_block = cluster * 8 >> header.refcount_order;
     let l1_clusters = (l1_entries * 8).div_ceil(cluster);
+    let crypt_clusters = area.div_ceil(cluster);
     let (mut blocks, mut table_clusters) = (1, 1);
     let used = loop {
-        let used = 1 + table_clusters + blocks + l1_clusters;
+        let used = 1 + table_clusters + blocks + crypt_clusters + l1_clusters;
         let need_blocks = used.div_ceil(per_block);
         let need_table = (need_blocks * 8).div_ceil(cluster);
         if need_blocks <= blocks && need_table <= table_clusters {
@@ -320,7 +333,8 @@ fn place_tables(header: &mut Header, l1_entries: u64, file: &dyn Storage) -> Res
     header.reftable_offset = cluster;
     header.reftable_clusters = u32::try_from(table_clusters).map_err(|_| too_large())?;
     header.l1_size = u32::try_from(l1_entries).map_err(|_| too_large())?;
-    header.l1_offset = if l1_entries == 0 { 0 } else { (1 + table_clusters + blocks) * cluster };
+    let crypt_at = (1 + table_clusters + blocks) * cluster;
+    header.l1_offset = if l1_entries == 0 { 0 } else { crypt_at + crypt_clusters * cluster };
     let mut table = Vec::new();
     let mut counts = vec![0u8; small(blocks * cluster)];
     for block in 0..blocks {
@@ -343,15 +357,33 @@ fn place_tables(header: &mut Header, l1_entries: u64, file: &dyn Storage) -> Res
         )?;
     }
     file.write_at(cluster, &table)?;
-    file.write_at((1 + table_clusters) * cluster, &counts)
+    file.write_at((1 + table_clusters) * cluster, &counts)?;
+    Ok(crypt_at)
+}
+
+/// Opens nothing, and has the passphrase of the image just made.
+struct OwnKey(Option<SecretBytes>);
+
+impl OpenGate for OwnKey {
+    fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>> {
+        NoGate.open_storage(reference, access)
+    }
+
+    fn passphrase(&self, _id: Option<&str>) -> Result<Option<SecretBytes>> {
+        Ok(self.0.clone())
+    }
 }
 
 /// Opens an image just made, for preallocation.
-fn open_new(file: Arc<dyn Storage>, data_file: Option<Arc<dyn Storage>>) -> Result<Qcow2Image> {
+fn open_new(
+    file: Arc<dyn Storage>,
+    data_file: Option<Arc<dyn Storage>>,
+    passphrase: Option<SecretBytes>,
+) -> Result<Qcow2Image> {
     super::open::open(&OpenContext {
         storage: file,
         access: Access::Write,
-        gate: &NoGate,
+        gate: &OwnKey(passphrase),
         snapshot: None,
         data_file,
         scratch: true,

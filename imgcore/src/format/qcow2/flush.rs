@@ -1,5 +1,7 @@
 //! Bringing tables to disk in the order stated in the parent's documentation, and closing.
 
+use std::ops::DerefMut;
+
 use super::image::Qcow2Image;
 use super::layout::{compatible, incompatible};
 use super::tables::Tables;
@@ -39,8 +41,9 @@ impl Qcow2Image {
 
     /// See [`crate::format::Image::flush`]. Where tables have nothing to write, which is so while the
     /// guest writes to clusters that it has already, nobody has to wait for the disk with the tables
-    /// locked. Otherwise the disk begins with the data before the lock is taken, so that what is waited
-    /// for under it is short.
+    /// locked. Otherwise the disk begins with the data before the lock is taken, and while the flush waits
+    /// for it others may look up, so that they read and write what is mapped; only who changes tables
+    /// waits until the flush is over.
     pub(super) fn flush_image(&self) -> Result<()> {
         if self.read_tables().is_clean() {
             return self.barrier();
@@ -49,23 +52,34 @@ impl Qcow2Image {
             self.data_storage().1.begin_writeback();
         }
         let mut tables = self.write_tables();
-        self.flush_tables(&mut tables)
+        if tables.broken {
+            return self.barrier();
+        }
+        self.flush_steps(&mut tables, |tables| tables.wait(|| self.barrier()))
     }
 
-    /// All steps of a flush.
+    /// All steps of a flush, with the tables locked.
     pub(super) fn flush_tables(&self, tables: &mut Tables) -> Result<()> {
         if tables.broken {
             return self.barrier();
         }
-        let lazy = self.lazy(tables);
-        if !lazy {
+        self.flush_steps(&mut &mut *tables, |_| self.barrier())
+    }
+
+    /// All steps of a flush. `wait` is a barrier: it may let others read the tables, not change them.
+    fn flush_steps<T: DerefMut<Target = Tables>>(
+        &self,
+        tables: &mut T,
+        wait: impl Fn(&mut T) -> Result<()>,
+    ) -> Result<()> {
+        if !self.lazy(tables) {
             self.write_refcounts(tables)?;
         }
-        self.barrier()?;
+        wait(tables)?;
         if tables.l2.is_dirty() {
             tables.l2.write_dirty(&*self.file)?;
             if tables.l1_dirty.is_some() {
-                self.barrier()?;
+                wait(tables)?;
             }
         }
         let unlinked = tables.changed;
@@ -73,7 +87,7 @@ impl Qcow2Image {
             self.write_l1(tables, low, high)?;
         }
         if unlinked {
-            self.barrier()?;
+            wait(tables)?;
         }
         tables.changed = false;
         self.drop_references(tables)

@@ -3,14 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::changing::ChangingTables;
 use super::compress::{ClusterEncoder, DecodedCluster};
+use super::crypt::{Crypt, PLAIN};
 use super::layout::{compatible, incompatible};
 use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
-    BackingRef, BitmapStore, CheckReport, CreateOptions, Encoder, Extent, Grant, Granularity,
-    Image, ImageInfo, Level, Repair, Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
+    Amendment, BackingRef, BitmapStore, CheckReport, Encoder, Extent, Grant, Granularity, Image,
+    ImageInfo, Level, Repair, Resize, SnapshotStore, StorageId, Watcher, ZeroSpace,
 };
 use crate::num::GuestOffset;
 use crate::storage::Storage;
@@ -23,6 +25,8 @@ pub struct Qcow2Image {
     pub(super) data_file: Option<Arc<dyn Storage>>,
     pub(super) geometry: Geometry,
     pub(super) version: u32,
+    /// Whoever changes the tables has this first ([`ChangingTables`]).
+    pub(super) changes: Mutex<()>,
     pub(super) tables: RwLock<Tables>,
     pub(super) size: AtomicU64,
     pub(super) writable: bool,
@@ -34,6 +38,8 @@ pub struct Qcow2Image {
     pub(super) preallocated: OnceLock<bool>,
     /// The compressed cluster read last.
     pub(super) decoded: Mutex<DecodedCluster>,
+    /// How guest data are encrypted.
+    pub(super) crypt: Option<Crypt>,
     /// Enabled bitmaps.
     pub(super) recorder: super::bitmap::Recorder,
 }
@@ -43,8 +49,15 @@ impl Qcow2Image {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn write_tables(&self) -> RwLockWriteGuard<'_, Tables> {
+    /// For bringing slices of tables into memory, also while a flush waits: nothing that is or will be on
+    /// disk may be changed through this.
+    pub(super) fn cached_tables(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For changing tables.
+    pub(super) fn write_tables(&self) -> ChangingTables<'_> {
+        ChangingTables::of(self)
     }
 
     pub(super) fn unreadable(&self) -> bool {
@@ -63,10 +76,16 @@ impl Qcow2Image {
         }
     }
 
+    /// Where guest bytes go: the file that has them, or the plaintext in front of it.
+    pub(super) fn guest_storage(&self) -> StorageId {
+        if self.crypt.is_some() { PLAIN } else { self.data_storage().0 }
+    }
+
     /// Guest data clusters of a preallocated image may be holes in the host's file; then those count as
     /// zeroes. The heuristic (many more clusters referenced than stored) is QEMU's.
     pub(super) fn probe_holes(&self) -> bool {
-        self.preallocated.get().copied().unwrap_or(false)
+        // A hole of an encrypted file is no zero.
+        self.crypt.is_none() && self.preallocated.get().copied().unwrap_or(false)
     }
 
     /// Finds out whether the image was preallocated without writing data.
@@ -106,14 +125,15 @@ impl Image for Qcow2Image {
             allocation: self.geometry.cluster(),
             zero,
             discard: Some(self.geometry.cluster()),
-            encode: self.data_file.is_none().then(|| self.geometry.cluster()),
+            encode: self.compressible().then(|| self.geometry.cluster()),
             append_only: false,
         }
     }
 
     fn storage(&self, id: StorageId) -> &Arc<dyn Storage> {
-        match (&self.data_file, id) {
-            (Some(file), DATA_FILE) => file,
+        match (&self.data_file, &self.crypt, id) {
+            (Some(file), _, DATA_FILE) => file,
+            (_, Some(crypt), PLAIN) => crypt.plain(),
             _ => &self.file,
         }
     }
@@ -137,7 +157,7 @@ impl Image for Qcow2Image {
     }
 
     fn read_encoded(&self, at: GuestOffset, buf: &mut [u8]) -> Result<()> {
-        self.read_compressed(at.0, buf)
+        self.read_clusters(at.0, buf)
     }
 
     fn note_write(&self, at: GuestOffset, len: u64) -> Result<()> {
@@ -145,7 +165,11 @@ impl Image for Qcow2Image {
     }
 
     fn prepare_write(&self, at: GuestOffset, len: u64) -> Result<Grant> {
-        self.grant_clusters(at.0, len)
+        let grant = self.grant_clusters(at.0, len)?;
+        if let Some((_, keyed)) = self.crypt.as_ref().and_then(Crypt::guest_keyed) {
+            keyed.granted(grant.offset.0, grant.len, grant.at.0);
+        }
+        Ok(grant)
     }
 
     fn prepare_encoded(&self, at: GuestOffset, encoded_len: u64) -> Result<Grant> {
@@ -153,15 +177,17 @@ impl Image for Qcow2Image {
     }
 
     fn commit_write(&self, grant: Grant) -> Result<()> {
+        self.forget_grant(&grant);
         self.link_grant(&grant)
     }
 
     fn abort_write(&self, grant: Grant) {
+        self.forget_grant(&grant);
         self.drop_grant(&grant);
     }
 
     fn encoder(&self, level: Level) -> Option<Box<dyn Encoder>> {
-        if self.data_file.is_some() || !self.writable {
+        if !self.compressible() || !self.writable {
             return None;
         }
         let compression = self.read_tables().header.compression;
@@ -201,8 +227,8 @@ impl Image for Qcow2Image {
         Some(self)
     }
 
-    fn amend(&self, options: &CreateOptions, _force: bool, watcher: &dyn Watcher) -> Result<()> {
-        self.amend_image(options, watcher)
+    fn amend(&self, request: &Amendment<'_>, watcher: &dyn Watcher) -> Result<()> {
+        self.amend_image(request, watcher)
     }
 
     fn make_empty(&self) -> Result<()> {
@@ -241,7 +267,7 @@ impl Image for Qcow2Image {
             lazy_refcounts: v3.then_some(h.compatible & compatible::LAZY_REFCOUNTS != 0),
             corrupt: v3.then_some(h.has(incompatible::CORRUPT)),
             refcount_bits: 1 << h.refcount_order,
-            encrypt: None,
+            encrypt: super::crypt::details(h, &self.file)?,
             bitmaps: self.bitmap_details(&tables)?,
             compression_type: h.compression.name().to_owned(),
         };
@@ -255,14 +281,31 @@ impl Image for Qcow2Image {
         })
     }
 
+    fn encrypts(&self) -> bool {
+        self.crypt.is_some()
+    }
+
     fn zero_init(&self) -> bool {
         // A preallocated image on a device would show what the device held.
         let (_, data) = self.data_storage();
-        data.zero_init() || self.read_tables().l1.iter().all(|&e| e == 0)
+        let shown = data.zero_init() && self.crypt.is_none();
+        shown || self.read_tables().l1.iter().all(|&e| e == 0)
     }
 }
 
 impl Qcow2Image {
+    /// Whether clusters may be compressed.
+    fn compressible(&self) -> bool {
+        self.data_file.is_none() && self.crypt.is_none()
+    }
+
+    /// A granted place is not written to any more.
+    fn forget_grant(&self, grant: &Grant) {
+        if let Some((_, keyed)) = self.crypt.as_ref().and_then(Crypt::guest_keyed) {
+            keyed.done(grant.offset.0);
+        }
+    }
+
     /// Guest offset behind the disk at which VM state is stored.
     pub(super) fn vm_state_offset(&self, tables: &Tables) -> u64 {
         let g = &self.geometry;

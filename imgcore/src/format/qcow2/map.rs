@@ -1,5 +1,6 @@
 //! Where guest bytes are.
 
+use super::crypt::PLAIN;
 use super::image::Qcow2Image;
 use super::tables::{Cluster, L2Entry, Tables};
 use crate::format::{Extent, Mapping, StorageId};
@@ -38,7 +39,7 @@ impl Qcow2Image {
                 Found::Missing { table, at } => (table, at),
             }
         };
-        let mut tables = self.write_tables();
+        let mut tables = self.cached_tables();
         tables.load_slice(&*self.file, table, slice)?;
         match self.lookup(&tables, at.0, len)? {
             Found::Extent(extent) => self.checked(extent, tables.file_len, at),
@@ -50,7 +51,8 @@ impl Qcow2Image {
 
     /// Refuses data that lie wholly beyond the end of the image file.
     fn checked(&self, extent: Extent, file_len: u64, at: GuestOffset) -> Result<Extent> {
-        if let Mapping::Data { storage: IMAGE, offset, .. } = extent.mapping
+        if let Mapping::Data { storage, offset, .. } = extent.mapping
+            && (storage == IMAGE || (storage == PLAIN && self.data_file.is_none()))
             && offset.0 >= file_len
             && offset.0 >= self.file.len()?
         {
@@ -104,16 +106,21 @@ impl Qcow2Image {
 
     fn mapping_of(&self, tables: &Tables, entry: L2Entry, sub: u32, guest: u64) -> Mapping {
         let g = &tables.geometry;
-        let place = |cluster: u64| {
-            let storage = if g.external { DATA_FILE } else { IMAGE };
-            (storage, HostOffset(cluster + guest % g.cluster()))
-        };
+        let place =
+            |cluster: u64| (self.guest_storage(), HostOffset(cluster + guest % g.cluster()));
         match entry.kind(g, sub) {
             Cluster::Unallocated | Cluster::UnallocatedPlaced(_) => Mapping::Backing,
-            Cluster::Zero(host) => Mapping::Zero { reserved: host.map(place) },
+            Cluster::Zero(host) => Mapping::Zero {
+                // Places of encrypted data are nothing to show.
+                reserved: host.map(place).filter(|_| self.crypt.is_none()),
+            },
             Cluster::Compressed => {
                 let (offset, _) = g.compressed_place(entry.descriptor);
                 Mapping::Encoded { at: Some((IMAGE, HostOffset(offset))), compressed: true }
+            }
+            // Decrypted by the guest offset.
+            Cluster::Data(_) if self.guest_keyed() => {
+                Mapping::Encoded { at: None, compressed: false }
             }
             Cluster::Data(host) => {
                 let (storage, offset) = place(host);
@@ -136,6 +143,11 @@ fn continues(first: Mapping, next: Mapping, distance: u64) -> bool {
     match (first, next) {
         (Mapping::Backing, Mapping::Backing)
         | (Mapping::Zero { reserved: None }, Mapping::Zero { reserved: None }) => true,
+        // Encrypted, not compressed: any number of clusters can be read at once.
+        (
+            Mapping::Encoded { compressed: false, .. },
+            Mapping::Encoded { compressed: false, .. },
+        ) => true,
         (Mapping::Zero { reserved: Some(a) }, Mapping::Zero { reserved: Some(b) }) => follows(a, b),
         (
             Mapping::Data { storage: s, offset: o, in_place: i, .. },

@@ -24,7 +24,8 @@ pub(super) fn measure(
         ));
     }
     let data = round_up(size, cluster);
-    let metadata = metadata_size(data, cluster, choices.refcount_order, entry);
+    let crypt = choices.crypt.as_ref().map_or(0, |c| round_up(c.area_len(), cluster));
+    let metadata = crypt + metadata_size(data, cluster, choices.refcount_order, entry);
     let mut bitmaps = None;
     if choices.version >= 3
         && let Some(list) = &source.bitmaps

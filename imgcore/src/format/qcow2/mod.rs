@@ -29,10 +29,17 @@
 //! written beside the old, one write of the header switches, then the old is dropped. Each of these files
 //! states its own order; `crash_test` replays them all.
 //!
+//! # Encryption
+//!
+//! `crypt`: guest data are encrypted on their way to the file, before they are linked; the order of writes
+//! does not change. The LUKS header's key slots have an order of their own ([`crate::format`]'s `crypt`).
+//!
 //! # Locks
 //!
 //! One `RwLock` around [`tables::Tables`]; looking up takes it shared when the table slice is in memory.
-//! It is held while tables are read or written, never while guest data are.
+//! It is held while tables are read or written, never while guest data are. Whoever changes tables takes
+//! the mutex `changes` before it (`changing`), so that a flush can let others look up while it waits for the
+//! disk, and nobody change.
 
 mod amend;
 mod amend_zero;
@@ -40,6 +47,7 @@ mod bitmap;
 mod bitmap_bits;
 mod bitmap_dir;
 pub mod cache;
+mod changing;
 mod check;
 mod check_compare;
 mod check_copied;
@@ -49,7 +57,10 @@ mod compress;
 #[cfg(test)]
 mod crash_test;
 mod create;
+mod crypt;
 mod flush;
+#[cfg(test)]
+mod flush_test;
 pub mod header;
 mod image;
 pub mod layout;

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::compress::DecodedCluster;
+use super::crypt::KeyOptions;
 use super::header::Header;
 use super::image::Qcow2Image;
 use super::layout::{
@@ -99,8 +100,11 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         )
         .hint("look at it with 'check', repair it with 'check -r all'"));
     }
+    let mut key = KeyOptions::default();
     for (option, value) in cx.options {
         match option.as_str() {
+            "encrypt.format" => key.format = Some(value.clone()),
+            "encrypt.key-secret" => key.key_secret = Some(value.clone()),
             "lazy-refcounts" => {
                 let on = crate::opts::bool_option(option, value)?;
                 if on && header.version < 3 {
@@ -116,19 +120,19 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
             _ => return Err(crate::format::options::unknown("qcow2", option)),
         }
     }
-    let mut unreadable = match header.crypt_method {
-        0 => None,
-        1 => {
-            Some("the image is encrypted (AES); reading encrypted data is not supported".to_owned())
-        }
-        _ => Some(
-            "the image is encrypted (LUKS); reading encrypted data is not supported".to_owned(),
-        ),
-    };
-    if let Some(why) = unreadable.take_if(|_| !cx.header_only && !cx.for_check) {
-        return Err(Error::unsupported(why));
-    }
+    super::crypt::check_format(&header, key.format.as_deref())?;
+    let mut unreadable = None;
     let data_file = open_data_file(&header, cx, &mut unreadable)?;
+    let wanted = !cx.header_only && (!cx.for_check || key.key_secret.is_some());
+    let crypt = if wanted && unreadable.is_none() {
+        let data = data_file.as_ref().unwrap_or(file);
+        super::crypt::unlock(&header, file, data, (cx, &key))?
+    } else {
+        if header.crypt_method != 0 {
+            unreadable.get_or_insert_with(|| "the image is encrypted and was not unlocked".into());
+        }
+        None
+    };
     let l1 = read_table(&**file, header.l1_offset, u64::from(header.l1_size))?;
     let reftable = read_table(
         &**file,
@@ -148,6 +152,7 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         data_file,
         geometry: tables.geometry,
         version,
+        changes: Mutex::new(()),
         tables: RwLock::new(tables),
         size: AtomicU64::new(size),
         writable: writable && cx.snapshot.is_none(),
@@ -155,6 +160,7 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         unreadable,
         preallocated: OnceLock::new(),
         decoded: Mutex::new(DecodedCluster::default()),
+        crypt,
         recorder: super::bitmap::Recorder::default(),
     };
     if let Some(wanted) = &cx.snapshot {

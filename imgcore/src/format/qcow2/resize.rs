@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::image::Qcow2Image;
-use super::layout::{COPIED, MAX_L1_BYTES, OFFSET_MASK};
+use super::layout::{COPIED, MAX_L1_BYTES, OFFSET_MASK, ZERO};
 use super::tables::{L2Entry, Tables};
 use crate::format::Resize;
 use crate::num::{len_u64, round_down, round_up, small};
@@ -200,7 +200,11 @@ impl Qcow2Image {
                     break;
                 }
                 // Extended entries: a place, but nothing in it yet, so that a backing file shows through.
-                let descriptor = (host + mapped * cluster) & OFFSET_MASK | COPIED;
+                let mut descriptor = (host + mapped * cluster) & OFFSET_MASK | COPIED;
+                if self.crypt.is_some() && self.version >= 3 && !self.geometry.extended {
+                    // What decrypts to noise is not shown.
+                    descriptor |= ZERO;
+                }
                 tables.set_entry(&*self.file, guest, L2Entry { descriptor, bitmap: 0 })?;
                 mapped += 1;
             }

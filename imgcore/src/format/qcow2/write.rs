@@ -2,7 +2,7 @@
 
 use super::image::Qcow2Image;
 use super::layout::{COPIED, OFFSET_MASK, ZERO};
-use super::map::{DATA_FILE, IMAGE};
+use super::map::IMAGE;
 use super::tables::{Cluster, L2Entry, Tables};
 use crate::format::{Grant, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset, len_u64, round_down, round_up, small};
@@ -91,7 +91,7 @@ impl Qcow2Image {
         let mut grant = Grant {
             at: GuestOffset(start),
             len: count * cluster,
-            storage: if self.data_file.is_some() { DATA_FILE } else { IMAGE },
+            storage: self.guest_storage(),
             offset: HostOffset(offset),
             token: token::NEW,
             state: None,
@@ -142,7 +142,7 @@ impl Qcow2Image {
         Ok(Some(Grant {
             at: GuestOffset(start),
             len: end - start,
-            storage: if g.external { DATA_FILE } else { IMAGE },
+            storage: self.guest_storage(),
             offset: HostOffset(offset),
             token: token::RESERVED,
             state: None,
@@ -328,7 +328,8 @@ impl Qcow2Image {
     /// An external data file that must make sense on its own is zeroed too.
     fn zero_external(&self, at: u64, len: u64, space: ZeroSpace) -> Result<()> {
         match &self.data_file {
-            Some(file) => {
+            // Zero bytes of an encrypted file are noise.
+            Some(file) if self.crypt.is_none() => {
                 let mode = match space {
                     ZeroSpace::Unmap => crate::storage::ZeroMode::MayUnmap,
                     ZeroSpace::Keep => crate::storage::ZeroMode::KeepAllocated,
@@ -336,7 +337,7 @@ impl Qcow2Image {
                 let len = len.min(self.disk_size().saturating_sub(at));
                 file.write_zeroes(at, len, mode)
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 

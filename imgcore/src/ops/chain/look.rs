@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::info::identity;
 use super::super::{ImageArg, Job};
 use crate::format::BackingRef;
 use crate::graph::Node;
@@ -174,13 +175,6 @@ pub(super) fn describe(node: &Arc<Node>, request: &OpenRequest) -> Result<ChainL
         notes: Vec::new(),
         identity: identity(node),
     })
-}
-
-/// Device and inode of the image file.
-pub(super) fn identity(node: &Node) -> Option<(u64, u64)> {
-    let storages = node.image().storages();
-    let meta = storages.first()?.as_file()?.metadata().ok()?;
-    Some((meta.dev(), meta.ino()))
 }
 
 fn notes(above: &Node, below: &Node, backing: &BackingRef, above_size: u64) -> Vec<String> {

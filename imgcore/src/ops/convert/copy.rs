@@ -60,6 +60,8 @@ pub(super) struct Copy<'a> {
     pub early_writeback: bool,
     pub failure: Failure,
     pub counters: Counters,
+    /// A source or the target is encrypted.
+    pub encrypted: bool,
 }
 
 /// What was done so far, in bytes.
@@ -179,7 +181,9 @@ impl Copy<'_> {
                 }
                 let started = self.workers.before_read();
                 self.fill(chunk, parts, bench)?;
-                let decoded = parts.iter().any(|p| p.run.origin == Origin::Encoded);
+                // Decoding and deciphering are work for all processors.
+                let decoded =
+                    parts.iter().any(|p| p.run.origin == Origin::Encoded) || self.encrypted;
                 for _ in 0..self.workers.after_read(&started, chunk.len, decoded) {
                     scope.spawn(|| self.work(scope));
                 }

@@ -36,7 +36,7 @@ pub use options::{
 };
 
 use super::Job;
-use super::create::{find_driver, parse_options, set_size, set_text};
+use super::create::{find_driver, key_options, parse_options, set_size, set_text};
 use super::parallel::{Failure, Turns, default_threads};
 use super::rate::Rate;
 use crate::format::{Access, BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
@@ -84,6 +84,7 @@ pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport>
             let how = OpenOptions {
                 cache: options.target_cache,
                 policy: job.policy.clone(),
+                secrets: job.secrets.clone(),
                 ..OpenOptions::default()
             }
             .writable();
@@ -110,6 +111,7 @@ pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport>
             let how = OpenOptions {
                 cache: options.target_cache,
                 policy: job.policy.clone(),
+                secrets: job.secrets.clone(),
                 ..source_options()
             };
             let target = open(request, &how)?;
@@ -243,6 +245,10 @@ fn new_target(
             return Err(Error::invalid("Use of backing file requires explicit backing format"));
         }
     }
+    let encrypted = create.get("encryption").is_some() || create.get("encrypt.format").is_some();
+    if options.compress != Compress::No && encrypted {
+        return Err(Error::invalid("Compression and encryption not supported at the same time"));
+    }
     let preallocated = !matches!(create.text("preallocation"), None | Some("off"));
     if options.compress != Compress::No && preallocated {
         return Err(Error::invalid("Compression and preallocation not supported at the same time"));
@@ -270,9 +276,10 @@ fn into_new(
     };
     let begun = print.as_ref().map(|(print, _)| resume::find(options, new, print)).transpose()?;
     let (output, at) = match begun.flatten() {
-        Some(Begun { output, position }) => (output, Some(position)),
+        Some(Begun { output, position }) => (output.with_secrets(job.secrets), Some(position)),
         None => {
-            let output = Output::new(&new.path, options.target_cache, options.overwrite);
+            let output = Output::new(&new.path, options.target_cache, options.overwrite)
+                .with_secrets(job.secrets);
             space::check(options, &new.shown, &output.folder(), sources, job)?;
             (output, None)
         }
@@ -283,8 +290,12 @@ fn into_new(
     if let Some(backing) = &new.backing {
         let full = combine(&new.path, &backing.name);
         policy = policy.allow_file(Path::new(&full));
-        let how =
-            OpenOptions { sharing: options.sharing, policy: policy.clone(), ..source_options() };
+        let how = OpenOptions {
+            sharing: options.sharing,
+            policy: policy.clone(),
+            secrets: job.secrets.clone(),
+            ..source_options()
+        };
         let opened = OpenRequest::parse(&full, backing.format.as_deref())
             .and_then(|request| open(&request, &how));
         lower = Some(opened.map_err(|e| {
@@ -310,10 +321,12 @@ fn into_new(
         // A target that may be gone on with keeps its metadata in order.
         purpose: if print.is_some() { Purpose::Data } else { Purpose::Scratch },
         policy,
+        secrets: job.secrets.clone(),
         ..OpenOptions::default()
     }
     .writable();
-    let target = output.open_image(driver, &how)?;
+    let keys = key_options(&resolved);
+    let target = output.open_image(driver, &how, &keys)?;
     bitmaps::require(options.bitmaps, target.image())?;
     let checkpoints = match print {
         None => None,
@@ -341,7 +354,7 @@ fn into_new(
             output.sync()?;
         }
         let how = OpenOptions { access: Access::Read, purpose: Purpose::Source, ..how };
-        let target = output.open_image(driver, &how)?;
+        let target = output.open_image(driver, &how, &keys)?;
         report = verified(job, sources, &target, report)?;
     }
     output.commit(options.durability)?;
@@ -463,12 +476,18 @@ fn copy_with(
         one_writer: writes_one_by_one(target).then(Mutex::default),
         failure: Failure::default(),
         counters: Counters::default(),
+        encrypted: target.image().encrypts()
+            || spans.iter().any(|s| s.walk.images().any(|n| n.image().encrypts())),
     }
     .run()
 }
 
 /// Buffered writes to a regular file exclude each other in the kernel.
 fn writes_one_by_one(target: &Node) -> bool {
+    if target.image().encrypts() {
+        // That is done by many; the encrypting storage takes the turns itself.
+        return false;
+    }
     target.image().storages().iter().all(|storage| {
         let limits = storage.limits();
         storage.as_file().is_some() && !limits.block_device && limits.request_alignment == 1

@@ -205,9 +205,33 @@ pub(super) fn uuid(text: &str) -> Option<String> {
     whole.then(|| format!("{}-{}-{}-{}-{}", &d[..8], &d[8..12], &d[12..16], &d[16..20], &d[20..]))
 }
 
+/// Characters written as a mark and two hexadecimal digits: `%20` in addresses, `|22` in VMX.
+pub(super) fn unescaped(text: &str, mark: u8) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let coded = (bytes[at] == mark)
+            .then(|| text.get(at + 1..at + 3))
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        out.push(coded.unwrap_or(bytes[at]));
+        at += if coded.is_some() { 3 } else { 1 };
+    }
+    String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn escapes() {
+        assert_eq!(unescaped("my%20disk.vmdk", b'%'), "my disk.vmdk");
+        assert_eq!(unescaped("100%.vmdk", b'%'), "100%.vmdk");
+        assert_eq!(unescaped("%ff", b'%'), "%ff", "no text");
+        assert_eq!(unescaped("a |22b|22 %20", b'|'), "a \"b\" %20");
+    }
 
     #[test]
     fn systems() {

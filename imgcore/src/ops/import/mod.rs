@@ -327,7 +327,7 @@ fn one_disk(
     let unpacked = if *gzip || chunk.is_some() {
         let pieces = unpack::Pieces { bundle, policy: job.policy, reference };
         let pieces = chunk.is_some().then_some(&pieces);
-        Some(unpack::unpack(place, pieces, *gzip, &options.folder, job)?)
+        Some(unpack::unpack(place, pieces, &options.folder, job)?)
     } else {
         None
     };

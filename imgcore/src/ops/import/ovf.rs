@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use roxmltree::Node as Xml;
 
-use super::machine::{Bus, Disk, Family, Firmware, Machine, Nic, Source, mac};
+use super::machine::{Bus, Disk, Family, Firmware, Machine, Nic, Source, mac, unescaped};
 use super::xml::{attribute, child, children, parse as parse_xml, text};
 use crate::{Error, Result};
 
@@ -112,26 +112,10 @@ fn files(envelope: Xml<'_, '_>) -> BTreeMap<String, FileRef> {
             let gzip = attribute(file, "compression").is_some_and(|c| c.contains("gzip"));
             let chunk =
                 attribute(file, "chunkSize").and_then(|c| c.parse().ok()).filter(|c| *c > 0);
-            all.insert(id.to_owned(), FileRef { href: unescaped(href), gzip, chunk });
+            all.insert(id.to_owned(), FileRef { href: unescaped(href, b'%'), gzip, chunk });
         }
     }
     all
-}
-
-/// `%20` and the like, as in addresses.
-fn unescaped(href: &str) -> String {
-    let bytes = href.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let coded = (bytes[at] == b'%')
-            .then(|| href.get(at + 1..at + 3))
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        out.push(coded.unwrap_or(bytes[at]));
-        at += if coded.is_some() { 3 } else { 1 };
-    }
-    String::from_utf8(out).unwrap_or_else(|_| href.to_owned())
 }
 
 fn disks(
@@ -330,11 +314,5 @@ mod tests {
         assert_eq!(units("bytes * 1000"), Some(1000));
         assert_eq!(units("byte * 2^70"), None);
         assert_eq!(units("hertz"), None);
-    }
-
-    #[test]
-    fn addresses() {
-        assert_eq!(unescaped("my%20disk.vmdk"), "my disk.vmdk");
-        assert_eq!(unescaped("100%.vmdk"), "100%.vmdk");
     }
 }

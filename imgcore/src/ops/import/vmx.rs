@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::machine::{Bus, Disk, Family, Firmware, Machine, Nic, Source, mac, uuid};
+use super::machine::{Bus, Disk, Family, Firmware, Machine, Nic, Source, mac, unescaped, uuid};
 use crate::{Error, Result};
 
 /// Controllers of one kind, and places on one.
@@ -117,36 +117,12 @@ fn keys(text: &str) -> Result<Keys> {
         };
         let value = value.trim();
         let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
-        keys.insert(key.trim().to_ascii_lowercase(), unescaped(value));
+        keys.insert(key.trim().to_ascii_lowercase(), unescaped(value, b'|'));
     }
     if keys.is_empty() {
         return Err(Error::invalid("it describes nothing"));
     }
     Ok(keys)
-}
-
-/// `|` and two hexadecimal digits are a byte of the text.
-fn unescaped(value: &str) -> String {
-    let bytes = value.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let coded = (bytes[at] == b'|')
-            .then(|| value.get(at + 1..at + 3))
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match coded {
-            Some(byte) => {
-                out.push(byte);
-                at += 3;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 fn truth(value: Option<&str>) -> bool {

@@ -130,7 +130,7 @@ fn block_json(b: &BlockInfo) -> Value {
         "file": b.file,
         "drv": b.format,
         "ro": b.read_only,
-        "encrypted": false,
+        "encrypted": b.encrypted,
         "detect_zeroes": "off",
         "backing_file_depth": b.backing.len(),
         "write_threshold": 0,

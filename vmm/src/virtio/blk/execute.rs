@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use imgcore::graph::runs::Direction;
+
 use super::BlkConfig;
-use super::request::{Malformed, Request, Segment, is_transfer, parse};
+use super::batch::{Group, HEADER, Item, Transfer};
+use super::request::{Malformed, Request, Segment, parse};
 use crate::Result;
-use crate::block::disk::Outcome;
+use crate::block::disk::{Outcome, Started};
 use crate::block::pool::Scratch;
 use crate::block::stats::Op;
 use crate::block::vector::GuestPieces;
@@ -17,8 +20,6 @@ use crate::virtio::{Broken, Chain};
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
-/// Bytes of a request's header.
-const HEADER: u64 = 16;
 
 /// Carries requests out; used by several threads at once.
 pub struct Executor {
@@ -37,7 +38,17 @@ pub enum Served {
 }
 
 /// A request that was carried out: status, and bytes written to the guest without it.
+#[derive(Clone, Copy)]
 struct Done(u8, u64);
+
+/// What the guest is told of an outcome; `None`: nothing yet.
+fn answer(outcome: Outcome, written: u64) -> Option<Done> {
+    match outcome {
+        Outcome::Done => Some(Done(OK, written)),
+        Outcome::Failed => Some(Done(IO_ERROR, 0)),
+        Outcome::Hold => None,
+    }
+}
 
 impl Executor {
     /// Over a disk.
@@ -48,34 +59,113 @@ impl Executor {
         Executor { disk, id, block: config.logical_block.into() }
     }
 
-    /// Whether the queue's own thread may do it.
-    pub fn is_quick(&self, memory: &Memory, chain: &Chain) -> bool {
-        is_transfer(memory, chain)
+    /// The disk.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Reads what a request asks for.
+    pub fn take_apart(&self, memory: &Memory, chain: Chain) -> Item {
+        let len = self.disk.len() / self.block * self.block;
+        let request = parse(memory, &chain, len, self.block);
+        Item { chain, request }
     }
 
     /// Does all of a request.
     pub fn serve(
         &self,
         memory: &Memory,
-        chain: &Chain,
+        item: &Item,
         scratch: &mut Scratch,
     ) -> std::result::Result<Served, Broken> {
-        let len = self.disk.len() / self.block * self.block;
-        let done = match parse(memory, chain, len, self.block) {
-            Ok(request) => self.execute(memory, chain, &request, scratch),
+        let done = match &item.request {
+            Ok(request) => self.execute(memory, &item.chain, request, scratch),
             Err(Malformed::NoStatus) => {
                 return Err(Broken("a block request has no room for its status".into()));
             }
             Err(Malformed::Error) => Some(Done(IO_ERROR, 0)),
             Err(Malformed::Unsupported) => Some(Done(UNSUPPORTED, 0)),
         };
-        let Some(Done(status, written)) = done else { return Ok(Served::Held) };
-        let at = chain.writable_len() - 1;
-        chain.write(memory, at, &[status]).map_err(|_| {
-            Broken("the status of a block request lies outside guest memory".into())
-        })?;
-        // Drivers expect the status to be covered whenever data were written in full.
-        Ok(Served::Done(low32((written + 1).min(u64::from(u32::MAX)))))
+        tell(memory, &item.chain, done)
+    }
+
+    /// Reads all of a group if its bytes are at hand. `None`: that needs somebody who waits.
+    pub fn serve_ready(
+        &self,
+        memory: &Memory,
+        group: &Group,
+    ) -> Option<Vec<std::result::Result<Served, Broken>>> {
+        let Transfer { direction: Direction::Read, at, .. } = group.transfer()? else {
+            return None;
+        };
+        if self.disk.is_limited() {
+            return None;
+        }
+        let started = self.begin(&group.items);
+        let pieces = group.memory(memory)?;
+        let read = self.disk.backend().read_ready(at, &pieces).ok()?;
+        (read == Direct::Done).then(|| self.conclude_all(memory, group, &started))
+    }
+
+    fn conclude_all(
+        &self,
+        memory: &Memory,
+        group: &Group,
+        started: &[Option<Started>],
+    ) -> Vec<std::result::Result<Served, Broken>> {
+        let pairs = group.items.iter().zip(started);
+        pairs.map(|(item, s)| self.conclude(memory, item, s.as_ref(), Ok(()))).collect()
+    }
+
+    /// Does all of a group of neighbours with one call. `None`: each has to be done by itself.
+    pub fn serve_together(
+        &self,
+        memory: &Memory,
+        group: &Group,
+    ) -> Option<Vec<std::result::Result<Served, Broken>>> {
+        let Transfer { direction, at, .. } = group.transfer()?;
+        let backend = self.disk.backend();
+        let durable = self.disk.write_cache() == crate::block::config::WriteCache::Writethrough;
+        if group.items.len() < 2
+            || self.disk.is_limited()
+            || (direction == Direction::Write && (backend.read_only() || durable))
+        {
+            return None;
+        }
+        let started = self.begin(&group.items);
+        let pieces = group.memory(memory)?;
+        let moved = match direction {
+            Direction::Read => backend.read_direct(at, &pieces),
+            Direction::Write => backend.write_direct(at, &pieces),
+        };
+        // What went wrong is found out for each of them.
+        (moved.ok()? == Direct::Done).then(|| self.conclude_all(memory, group, &started))
+    }
+
+    /// Requests that somebody else carries out begin now.
+    pub fn begin(&self, items: &[Item]) -> Vec<Option<Started>> {
+        let started = |(op, at, len)| Started::now(op, at, len);
+        items.iter().map(|item| item.counted().map(started)).collect()
+    }
+
+    /// Somebody else has carried a request out, with this result.
+    pub fn conclude(
+        &self,
+        memory: &Memory,
+        item: &Item,
+        started: Option<&Started>,
+        result: Result<()>,
+    ) -> std::result::Result<Served, Broken> {
+        let outcome = match (started, &result) {
+            (Some(started), _) => self.disk.finish(started, result),
+            (None, Ok(())) => Outcome::Done,
+            (None, Err(_)) => Outcome::Failed,
+        };
+        let written = match item.request {
+            Ok(Request::Read { len, .. }) => len,
+            _ => 0,
+        };
+        tell(memory, &item.chain, answer(outcome, written))
     }
 
     /// `None`: held.
@@ -87,11 +177,6 @@ impl Executor {
         scratch: &mut Scratch,
     ) -> Option<Done> {
         let read_only = self.disk.read_only();
-        let answer = |outcome: Outcome, written: u64| match outcome {
-            Outcome::Done => Some(Done(OK, written)),
-            Outcome::Failed => Some(Done(IO_ERROR, 0)),
-            Outcome::Hold => None,
-        };
         match request {
             Request::Read { at, len } => {
                 let Some(to) = GuestPieces::gather(memory, chain.writable_pieces(0, *len)) else {
@@ -147,6 +232,16 @@ impl Executor {
         }
         Some(Done(OK, 0))
     }
+}
+
+/// Writes a request's status.
+fn tell(memory: &Memory, chain: &Chain, done: Option<Done>) -> std::result::Result<Served, Broken> {
+    let Some(Done(status, written)) = done else { return Ok(Served::Held) };
+    chain
+        .write_last(memory, status)
+        .map_err(|_| Broken("the status of a block request lies outside guest memory".into()))?;
+    // Drivers expect the status to be covered whenever data were written in full.
+    Ok(Served::Done(low32((written + 1).min(u64::from(u32::MAX)))))
 }
 
 /// A range of the disk: first byte and length.

@@ -1,26 +1,31 @@
 //! virtio-blk (section 5.2).
 //!
 //! * [`request`]: takes a request apart; needs no disk.
-//! * `execute`: carries it out on a [`crate::block::Disk`].
-//! * `queue`: who carries it out: the queue's thread, or one of the disk's pool.
+//! * `batch`: requests that were found together; neighbours are carried out as one.
+//! * `execute`: carries them out on a [`crate::block::Disk`].
+//! * `flight`: lets the kernel carry them out (io_uring).
+//! * `queue`: who does it: the queue's thread, the kernel, or one of the disk's pool.
 //!
 //! Requests are carried out in any order, as the specification allows. A flush covers everything
 //! completed before it, as each call of the back end is complete when it returns.
 
+mod batch;
 mod execute;
+mod flight;
 mod queue;
 pub mod request;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::{Activation, Kind, Settle, VirtioDevice, Work};
 use crate::Result;
 use crate::block::config::WriteCache;
 use crate::block::pool::Pool;
+use crate::block::ring::Ring;
 use crate::block::{BlockBackend, Disk};
 use crate::num::{put_le, read_within};
 use execute::Executor;
-use queue::BlkQueue;
+use queue::{BlkQueue, Means};
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
@@ -96,6 +101,8 @@ pub struct Blk {
     config: BlkConfig,
     disk: Arc<Disk>,
     pool: Arc<Pool>,
+    /// One for each queue, or none.
+    rings: Vec<Arc<Mutex<Ring>>>,
 }
 
 impl Blk {
@@ -109,7 +116,24 @@ impl Blk {
     /// A disk over a back end with its limits and policies.
     pub fn over(config: BlkConfig, disk: Arc<Disk>) -> Self {
         let pool = Arc::new(Pool::new(&config.id));
-        Blk { config, disk, pool }
+        Blk { config, disk, pool, rings: Vec::new() }
+    }
+
+    /// Whether it is one file that bypasses the page cache.
+    pub fn is_direct_file(&self) -> bool {
+        let backend = self.disk.backend();
+        backend.flushes_one_file() && !backend.is_buffered()
+    }
+
+    /// Gives each queue a ring that takes requests to the kernel. To be done before the process is
+    /// confined.
+    ///
+    /// # Errors
+    /// When the host has no io_uring, or forbids it; the disk does without, then.
+    pub fn give_rings(&mut self) -> Result<()> {
+        let ring = |_| Ring::new().map(|ring| Arc::new(Mutex::new(ring)));
+        self.rings = (0..self.config.queues.max(1)).map(ring).collect::<Result<_>>()?;
+        Ok(())
     }
 }
 
@@ -184,9 +208,13 @@ impl VirtioDevice for Blk {
         for (i, queue) in activation.queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
             let name = format!("{}/q{i}", self.config.id);
-            let memory = activation.memory.clone();
-            let work = BlkQueue::new(name, queue, memory, executor.clone(), self.pool.clone())?;
-            all.push(Box::new(work));
+            let means = Means {
+                memory: activation.memory.clone(),
+                executor: executor.clone(),
+                pool: self.pool.clone(),
+                ring: self.rings.get(i).cloned(),
+            };
+            all.push(Box::new(BlkQueue::new(name, queue, means)?));
         }
         Ok(all)
     }
@@ -208,5 +236,7 @@ impl VirtioDevice for Blk {
     }
 }
 
+#[cfg(test)]
+mod ring_tests;
 #[cfg(test)]
 mod tests;

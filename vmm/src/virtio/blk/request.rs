@@ -66,12 +66,6 @@ pub enum Malformed {
     Unsupported,
 }
 
-/// Whether a request only moves data.
-pub fn is_transfer(memory: &Memory, chain: &Chain) -> bool {
-    let mut kind = [0; 4];
-    chain.read(memory, 0, &mut kind).is_ok() && u32::from_le_bytes(kind) <= 1
-}
-
 /// Takes a request apart. Ranges are checked against the disk of `disk_len` bytes, and are to be whole
 /// blocks of `block` bytes.
 pub fn parse(

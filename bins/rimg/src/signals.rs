@@ -29,6 +29,24 @@ pub fn fail_at_file_limit() {
     let _ = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Begins a session without a terminal and puts nothing in the place of standard output and standard error, for a server in the background:
+/// whoever reads them shall not wait for it.
+pub fn leave_terminal() -> std::io::Result<()> {
+    // SAFETY: the call takes nothing and changes only to which session the process belongs. Until here it
+    // belonged to the terminal, where a passphrase may have been asked for.
+    if unsafe { libc::setsid() } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let nothing = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    for to in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: both are descriptor numbers; no Rust object owns 1 or 2, and `nothing` is open.
+        if unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&nothing), to) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Sets the flag when the user asks how far the job is.
 pub fn on_question(asked: &Arc<AtomicBool>) {
     let _ = flag::register(libc::SIGUSR1, Arc::clone(asked));

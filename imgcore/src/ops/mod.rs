@@ -27,6 +27,7 @@ pub mod rate;
 pub mod rebase;
 pub mod resize;
 pub mod selector;
+pub mod serve;
 pub mod snapshot;
 pub mod source;
 pub mod stream;

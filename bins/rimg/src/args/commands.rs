@@ -11,18 +11,19 @@ const FORMATS: &[&str] =
     &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks", "bochs", "cloop", "cow", "dmg"];
 /// Those that can be created.
 const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks"];
-const CACHE_MODES: &[&str] = &["none", "writeback", "unsafe", "writethrough", "directsync"];
+pub(super) const CACHE_MODES: &[&str] =
+    &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
 
-const HELP: Opt = flag(Some('h'), "help", "Print this help and exit");
-const QUIET: Opt = flag(Some('q'), "quiet", "Print errors only");
+pub(super) const HELP: Opt = flag(Some('h'), "help", "Print this help and exit");
+pub(super) const QUIET: Opt = flag(Some('q'), "quiet", "Print errors only");
 const PROGRESS: Opt = flag(
     Some('p'),
     "progress",
     "Show progress: a bar on a terminal, percentages elsewhere; --progress=json prints one JSON \
      object a line. SIGUSR1 prints the present state at any time",
 );
-const FORMAT: Opt = val(
+pub(super) const FORMAT: Opt = val(
     Some('f'),
     "format",
     "FMT",
@@ -30,7 +31,7 @@ const FORMAT: Opt = val(
      can write anything at the beginning of its disk",
 )
 .values(FORMATS);
-const IMAGE_OPTS: Opt = flag(
+pub(super) const IMAGE_OPTS: Opt = flag(
     None,
     "image-opts",
     "FILENAME is a complete image specification (driver=qcow2,file.filename=x), not a file name; \
@@ -42,7 +43,7 @@ const FORCE_SHARE: Opt = flag(
     "Open for reading without locks, even while another process writes the image; what is read may \
      be inconsistent",
 );
-const OBJECT: Opt = val(
+pub(super) const OBJECT: Opt = val(
     None,
     "object",
     "OBJDEF",
@@ -53,7 +54,7 @@ const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result")
 // Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for
 // qemu-img must stay so.
 const OUTPUT_EXACT: Opt = Opt { id: "output", long: NO_LONG, also: &["output"], ..OUTPUT };
-const ALLOW: Opt = val(
+pub(super) const ALLOW: Opt = val(
     None,
     NO_LONG,
     "DIR",
@@ -69,7 +70,8 @@ const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not emp
     .under("Safety");
 const CACHE: Opt = val(Some('t'), "cache", "CACHE", "Cache mode of the image (default writeback)")
     .values(CACHE_MODES);
-const IMAGE: Positional = pos("FILENAME", "Image file name (or specification, with --image-opts)");
+pub(super) const IMAGE: Positional =
+    pos("FILENAME", "Image file name (or specification, with --image-opts)");
 
 const SIZES: &str =
     "Sizes are bytes, or take a suffix k, M, G, T, P, E (powers of 1024): 20G, 1.5T.";
@@ -77,7 +79,7 @@ const SIZES: &str =
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
     AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
-    INFO, MAP, MEASURE, REBASE, RESIZE, SNAPSHOT,
+    INFO, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT,
 ];
 
 /// Options before the command.
@@ -627,6 +629,8 @@ const RESIZE: Command = Command {
     ],
     exit_codes: &[],
 };
+
+const SERVE: Command = super::serve::SERVE;
 
 const SNAPSHOT: Command = Command {
     name: "snapshot",

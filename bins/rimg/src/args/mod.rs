@@ -4,6 +4,7 @@ pub mod clap_command;
 pub mod commands;
 pub mod getopt;
 pub mod help;
+mod serve;
 pub mod table;
 
 /// The table of a command.

@@ -21,6 +21,7 @@ mod map;
 mod measure;
 mod rebase;
 mod resize;
+mod serve;
 mod snapshot;
 
 use crate::args;
@@ -54,6 +55,7 @@ pub fn run(session: &Session, name: &str, args: Vec<String>) -> Result<u8, Failu
         "measure" => measure::run(session, parser),
         "rebase" => rebase::run(session, parser),
         "resize" => resize::run(session, parser),
+        "serve" => serve::run(session, parser),
         "snapshot" => snapshot::run(session, parser),
         other => Err(Failure::usage("", format!("Command not found: {other}"))),
     }

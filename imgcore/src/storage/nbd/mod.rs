@@ -19,7 +19,7 @@ mod client;
 mod connection;
 mod handshake;
 mod status;
-mod stream;
+pub(crate) mod stream;
 
 pub use client::NbdStorage;
 

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// A connected socket. Reading and writing take turns of their own: both work on `&Stream`.
 #[derive(Debug)]
-pub(super) enum Stream {
+pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -106,7 +106,7 @@ impl Write for &Stream {
 }
 
 /// Reads numbers from a socket until a deadline, however slowly the bytes trickle in.
-pub(super) struct Patient<'a> {
+pub(crate) struct Patient<'a> {
     pub stream: &'a Stream,
     pub deadline: Instant,
 }
@@ -139,7 +139,7 @@ impl Patient<'_> {
 }
 
 /// What a failed read or write means, in words.
-pub(super) fn why(error: &io::Error) -> String {
+pub(crate) fn why(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {

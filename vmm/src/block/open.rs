@@ -84,7 +84,26 @@ fn secrets(drive: &Drive) -> Result<Secrets> {
     Ok(all)
 }
 
+/// Disks on servers would need sockets inside the sandbox.
+fn refuse_remote(node: &Node) -> Result<()> {
+    let remote = |node: &&Node| node.image().storages().iter().any(|s| s.protocol().is_some());
+    match node.chain().iter().find(|node| remote(node)) {
+        None => Ok(()),
+        Some(node) => {
+            let text = format!("'{}' is on a server, which is not supported yet", node.name());
+            Err(Error::unsupported(text)
+                .hint("attach it as a block device (nbd-client), or copy it with rimg convert"))
+        }
+    }
+}
+
 fn open_image(drive: &Drive, temporary: bool, secrets: &Secrets) -> Result<Arc<Node>> {
+    let node = open_any(drive, temporary, secrets)?;
+    refuse_remote(&node)?;
+    Ok(node)
+}
+
+fn open_any(drive: &Drive, temporary: bool, secrets: &Secrets) -> Result<Arc<Node>> {
     let read = |_| open(&drive.image, &options(Access::Read, secrets));
     if temporary || drive.access == WriteAccess::ReadOnly {
         return read(());

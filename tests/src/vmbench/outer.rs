@@ -123,11 +123,11 @@ fn command(who: &str, job: Job<'_>) -> Command {
         command
             .args(["-M", if who == "qemu-microvm" { "microvm,accel=kvm" } else { "pc,accel=kvm" }]);
     }
-    command.args(["-kernel", "vmlinux", "-initrd", "bench.cpio.gz"]);
+    command.args(["-kernel", "vmlinux", "-initrd"]);
     match job {
-        Job::Boot => command.args(["-append", APPEND]),
+        Job::Boot => command.args(["boot.cpio.gz", "-append", APPEND]),
         Job::Disk(format) => {
-            command.args(["-append", &format!("{APPEND} disk")]);
+            command.args(["bench.cpio.gz", "-append", &format!("{APPEND} disk")]);
             let aio = if who.ends_with("io_uring") { ",aio=io_uring" } else { "" };
             let drive = format!("file=/tmp/disk.{format},format={format},if=none,id=d{aio}");
             command.args(["-drive", &drive]);

@@ -21,6 +21,8 @@ pub mod crypto;
 pub mod error;
 pub mod format;
 pub mod graph;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 pub mod nbd;
 pub mod num;
 pub mod ops;

@@ -50,7 +50,7 @@ pub mod qcow2;
 pub mod raw;
 #[cfg(test)]
 mod testing;
-mod uuid;
+pub(crate) mod uuid;
 pub mod vdi;
 pub mod vhdx;
 pub mod vmdk;

@@ -3,7 +3,7 @@
 //! A floor between [`crate::graph`] and [`crate::ops`]. [`GuestDisk`] is the guest's disk with checked
 //! reads; [`parts::Layout`] finds partitions and logical volumes on it; each of them is a [`Volume`],
 //! whose bytes are read through its mapping and whose ranges can be told as ranges of the disk.
-//! [`content`] says what a volume holds.
+//! [`content`] says what a volume holds, [`free`] which of its bytes hold nothing.
 //!
 //! ```no_run
 //! # fn main() -> imgcore::Result<()> {
@@ -26,7 +26,11 @@
 
 pub mod content;
 pub mod disk;
+mod fields;
+pub mod free;
 pub mod parts;
+#[cfg(test)]
+mod testing;
 mod volume;
 
 pub use disk::{GuestDisk, Source};

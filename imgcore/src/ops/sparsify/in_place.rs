@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::super::{ImageArg, Job};
 use super::SparsifyReport;
 use super::selection::Selection;
-use super::survey::{Plan, Stored, each_stored, unit, whole_units};
-use crate::format::{ZeroSpace, check_cancelled};
+use super::survey::{Plan, Stored, each_stored, has_snapshots, unit, whole_units};
+use crate::format::{Repair, Unwatched, ZeroSpace, check_cancelled};
 use crate::graph::Node;
 use crate::graph::open::Depth;
 use crate::guest::DiskRange;
@@ -50,7 +50,8 @@ pub fn in_place(options: &InPlaceOptions, job: &Job<'_>) -> Result<SparsifyRepor
     how.depth = Depth::Chain;
     let node = options.image.open(job, &how)?;
     let freer = Freer::new(&node)?;
-    if node.image().snapshots().map(|s| s.list()).transpose()?.is_some_and(|l| !l.is_empty()) {
+    check_image(&node)?;
+    if has_snapshots(&node)? {
         job.watcher.note(&format!(
             "'{}' has internal snapshots: what they share is not freed (rimg snapshot -d removes them)",
             node.name()
@@ -63,6 +64,20 @@ pub fn in_place(options: &InPlaceOptions, job: &Job<'_>) -> Result<SparsifyRepor
     closed?;
     report.allocated_after = allocated(&node)?;
     Ok(report)
+}
+
+/// What an image's tables call unused is believed only when they are sound.
+fn check_image(node: &Node) -> Result<()> {
+    let Some(found) = node.image().check(Repair::Nothing, &Unwatched) else { return Ok(()) };
+    let found = found?;
+    if found.corruptions == 0 && found.check_errors == 0 {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "the image has {} errors in its own tables, so nothing is freed in it",
+        found.corruptions + found.check_errors
+    ))
+    .hint("repair it first: rimg check -r all; or make a copy: rimg sparsify SRC DST"))
 }
 
 /// Bytes of the host's disk that the image takes.
@@ -119,6 +134,7 @@ impl<'a> Freer<'a> {
             plan.report.zeroes = Some(self.free_zeroes(job, done, total)?);
         }
         self.node.flush()?;
+        self.node.image().release_unused()?;
         job.watcher.progress(total, total);
         Ok(plan.report)
     }

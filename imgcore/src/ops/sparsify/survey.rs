@@ -212,6 +212,12 @@ impl Plan {
     pub fn measure(&mut self, job: &Job<'_>) -> Result<()> {
         let unit = unit(&self.node);
         let node = Arc::clone(&self.node);
+        if has_snapshots(&node)? {
+            self.report.warnings.push(
+                "internal snapshots may share a part of what is savable: that would stay"
+                    .to_owned(),
+            );
+        }
         for index in 0..self.sources.len() {
             let mut sum = Stored::default();
             self.each_of(index, job, &mut |range| {
@@ -280,6 +286,12 @@ pub(super) fn whole_units(range: DiskRange, unit: u64, size: u64) -> DiskRange {
     DiskRange { start, len: end.saturating_sub(start) }
 }
 
+/// Whether the image has internal snapshots.
+pub(super) fn has_snapshots(node: &Node) -> Result<bool> {
+    let list = node.image().snapshots().map(|s| s.list()).transpose()?;
+    Ok(list.is_some_and(|l| !l.is_empty()))
+}
+
 /// Bytes that the top image stores.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stored {
@@ -297,6 +309,8 @@ pub(super) fn each_stored(
 ) -> Result<()> {
     let image = node.image();
     image.prepare_status()?;
+    // What is open for reading is never written in place, shared or not.
+    let told = node.writable();
     let (mut at, end) = (range.start, range.end());
     while at < end {
         let extent = image.map(GuestOffset(at), end - at)?;
@@ -305,7 +319,7 @@ pub(super) fn each_stored(
             Mapping::Data { storage, offset, in_place, .. } => {
                 let host = image.storage(storage).status(offset.0, len)?;
                 len = host.len.clamp(1, len);
-                match (host.kind, in_place) {
+                match (host.kind, in_place || !told) {
                     (HostKind::Hole, _) => None,
                     (HostKind::Data, true) => Some(Stored { own: len, shared: 0 }),
                     (HostKind::Data, false) => Some(Stored { own: 0, shared: len }),

@@ -10,6 +10,7 @@ mod args {
     pub mod clap_command;
     pub mod commands;
     mod serve;
+    mod sparsify;
     #[allow(dead_code)]
     pub mod table;
 }

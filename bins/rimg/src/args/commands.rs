@@ -10,14 +10,14 @@ use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 const FORMATS: &[&str] =
     &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks", "bochs", "cloop", "cow", "dmg"];
 /// Those that can be created.
-const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks"];
+pub(super) const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks"];
 pub(super) const CACHE_MODES: &[&str] =
     &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
 
 pub(super) const HELP: Opt = flag(Some('h'), "help", "Print this help and exit");
 pub(super) const QUIET: Opt = flag(Some('q'), "quiet", "Print errors only");
-const PROGRESS: Opt = flag(
+pub(super) const PROGRESS: Opt = flag(
     Some('p'),
     "progress",
     "Show progress: a bar on a terminal, percentages elsewhere; --progress=json prints one JSON \
@@ -64,7 +64,7 @@ pub(super) const ALLOW: Opt = val(
 .id("allow")
 .also(&["allow"])
 .under("Safety");
-const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
+pub(super) const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
     .id("force")
     .also(&["force"])
     .under("Safety");
@@ -79,7 +79,7 @@ const SIZES: &str =
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
     AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
-    INFO, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT,
+    INFO, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT, SPARSIFY,
 ];
 
 /// Options before the command.
@@ -393,6 +393,15 @@ const CONVERT: Command = Command {
         flag(
             None,
             NO_LONG,
+            "Leave out what the guest's file systems do not use: see rimg sparsify, which says what that \
+             is and can leave volumes alone",
+        )
+        .id("sparsify")
+        .also(&["sparsify"])
+        .under("Target"),
+        flag(
+            None,
+            NO_LONG,
             "Keep what is done when the conversion is interrupted (a signal, an error, a crash of the \
              machine), and go on with it when the same command is given again. Refused when the source has \
              changed",
@@ -631,6 +640,7 @@ const RESIZE: Command = Command {
 };
 
 const SERVE: Command = super::serve::SERVE;
+const SPARSIFY: Command = super::sparsify::SPARSIFY;
 
 const SNAPSHOT: Command = Command {
     name: "snapshot",

@@ -5,6 +5,7 @@ pub mod commands;
 pub mod getopt;
 pub mod help;
 mod serve;
+mod sparsify;
 pub mod table;
 
 /// The table of a command.

@@ -316,7 +316,10 @@ const CONVERT: Command = Command {
         any number of threads. Zeroes take no space in the target.\n\n\
         A source called - is standard input; one that is packed (.gz, .xz, .zst, .bz2) is unpacked. Both are \
         put into a temporary file beside the target first, which needs space for the whole disk. A target \
-        called - is standard output.",
+        called - is standard output.\n\n\
+        A source may be on a web server (http://, https://): it is read in place, on several connections, and \
+        a connection that breaks is gone on with. Where the server gives no parts of files, or the image is \
+        packed, it is copied to a temporary file first.",
     positionals: &[
         pos("SRC_FILENAME", "Source image (or specification, with --image-opts), or -").many(),
         pos("TGT_FILENAME", "Target image, or -"),

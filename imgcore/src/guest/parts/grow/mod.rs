@@ -76,6 +76,9 @@ pub fn plan(disk: &GuestDisk, layout: &Layout, new_len: u64, choice: Choice) -> 
             "a partition cannot be enlarged while the disk is made smaller",
         ));
     }
+    if layout.table == Table::None {
+        return Err(Error::unsupported("the disk has no partition table"));
+    }
     let partition = choose(layout, choice)?;
     if partition.end() > disk.len() {
         return Err(Error::corrupt(format!(
@@ -86,9 +89,8 @@ pub fn plan(disk: &GuestDisk, layout: &Layout, new_len: u64, choice: Choice) -> 
         )));
     }
     match &layout.table {
-        Table::None => Err(Error::unsupported("the disk has no partition table")),
         Table::Gpt(gpt) => gpt::plan(disk, layout, gpt, partition, new_len),
-        Table::Mbr { .. } => mbr::plan(disk, layout, partition, new_len),
+        Table::Mbr { .. } | Table::None => mbr::plan(disk, layout, partition, new_len),
     }
 }
 

@@ -17,6 +17,7 @@ pub mod content;
 pub mod corpus;
 pub mod deliberate;
 pub mod field;
+pub mod guest;
 pub mod hostile;
 pub mod images;
 pub mod licences;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use super::disk::GuestDisk;
+use super::disk::{GuestDisk, Source};
 use super::parts::{Layout, SectorSize};
 use crate::storage::MemoryStorage;
 
@@ -83,6 +83,42 @@ impl Sandbox {
         assert!(out.status.success(), "{name} {args:?}: {text}{err}");
         Some(text)
     }
+}
+
+/// Bytes of which some are others, so that a large disk need not be copied for each.
+#[derive(Debug)]
+pub(crate) struct Patched {
+    pub base: Arc<Vec<u8>>,
+    pub len: u64,
+    /// Later ones win.
+    pub patches: Vec<(u64, Vec<u8>)>,
+}
+
+impl Source for Patched {
+    fn size(&self) -> crate::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> crate::Result<()> {
+        let overlay = |at: u64, bytes: &[u8], buf: &mut [u8]| {
+            let end = offset + u64::try_from(buf.len()).unwrap();
+            let (from, to) = (at.max(offset), (at + u64::try_from(bytes.len()).unwrap()).min(end));
+            if from < to {
+                let at_in = |x: u64, zero: u64| usize::try_from(x - zero).unwrap();
+                buf[at_in(from, offset)..at_in(to, offset)]
+                    .copy_from_slice(&bytes[at_in(from, at)..at_in(to, at)]);
+            }
+        };
+        buf.fill(0);
+        overlay(0, &self.base, buf);
+        self.patches.iter().for_each(|(at, bytes)| overlay(*at, bytes, buf));
+        Ok(())
+    }
+}
+
+/// See [`Patched`].
+pub(crate) fn patched(base: &Arc<Vec<u8>>, len: u64, patches: Vec<(u64, Vec<u8>)>) -> GuestDisk {
+    GuestDisk::from_source(Arc::new(Patched { base: Arc::clone(base), len, patches })).unwrap()
 }
 
 /// Bytes as a disk.

@@ -17,6 +17,7 @@ pub mod creation;
 pub mod dd;
 pub mod diff;
 pub mod digest;
+pub mod grow;
 pub mod import;
 pub mod info;
 pub mod map;

@@ -53,7 +53,8 @@ pub(super) const OBJECT: Opt = val(
 const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);
 // Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for
 // qemu-img must stay so.
-const OUTPUT_EXACT: Opt = Opt { id: "output", long: NO_LONG, also: &["output"], ..OUTPUT };
+pub(super) const OUTPUT_EXACT: Opt =
+    Opt { id: "output", long: NO_LONG, also: &["output"], ..OUTPUT };
 pub(super) const ALLOW: Opt = val(
     None,
     NO_LONG,
@@ -73,7 +74,7 @@ const CACHE: Opt = val(Some('t'), "cache", "CACHE", "Cache mode of the image (de
 pub(super) const IMAGE: Positional =
     pos("FILENAME", "Image file name (or specification, with --image-opts)");
 
-const SIZES: &str =
+pub(super) const SIZES: &str =
     "Sizes are bytes, or take a suffix k, M, G, T, P, E (powers of 1024): 20G, 1.5T.";
 
 /// Every command, sorted by name.
@@ -616,32 +617,7 @@ const DIGEST: Command = Command {
     ],
 };
 
-const RESIZE: Command = Command {
-    name: "resize",
-    about: "Resize the image to the new size",
-    details: "Changes the size of the disk: to SIZE, or by +SIZE or -SIZE. The guest's partitions \
-        and file systems are not touched: shrink them first, grow them afterwards. Shrinking needs \
-        --shrink, because what lies beyond the new end is lost.",
-    positionals: &[IMAGE, pos("[+-]SIZE", SIZES)],
-    opts: &[
-        HELP,
-        FORMAT,
-        IMAGE_OPTS,
-        val(None, "preallocation", "MODE", "How to make new space: off, metadata, falloc, full")
-            .values(&["off", "metadata", "falloc", "full"]),
-        flag(None, "shrink", "Allow the disk to become smaller"),
-        OBJECT,
-        QUIET,
-        ALLOW,
-        OUTPUT_EXACT,
-    ],
-    examples: &[
-        ("rimg resize disk.qcow2 +10G", "Ten GiB more"),
-        ("rimg resize -f raw --shrink disk.raw 5G", "Exactly 5 GiB, smaller than now"),
-    ],
-    exit_codes: &[],
-};
-
+const RESIZE: Command = super::resize::RESIZE;
 const SERVE: Command = super::serve::SERVE;
 const SPARSIFY: Command = super::sparsify::SPARSIFY;
 

@@ -11,7 +11,7 @@ pub const SPARSIFY: Command = Command {
     name: "sparsify",
     about: "Give back what the guest's file systems do not use",
     details: "Finds free blocks in the file systems' own metadata, without mounting anything and without \
-        any privilege: ext2/3/4, XFS, NTFS, FAT, exFAT, Linux swap, unused extents of LVM; on partitions \
+        any privilege: ext2/3/4, XFS, btrfs of one device, NTFS, FAT, exFAT, Linux swap, unused extents of LVM; on partitions \
         (MBR, GPT), logical volumes or the bare disk. With --in-place they are discarded in the image; with DST \
         they are left out of a copy. Stored zeroes go, too. The guest must be shut down. A volume is left alone \
         when it was not left cleanly (a journal to be replayed, a hibernated system), when its metadata \

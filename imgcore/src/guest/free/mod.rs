@@ -18,6 +18,7 @@
 //! Blocks that the file system keeps for itself (tables, journals, boot code) are not told as free.
 
 mod bitmap;
+mod btrfs;
 mod exfat;
 mod ext;
 mod fat;
@@ -107,6 +108,7 @@ pub fn open(volume: &Volume, found: &[Content]) -> Result<Box<dyn FreeMap>> {
     };
     match content {
         Content::Ext => Ok(Box::new(ext::Ext::open(volume)?)),
+        Content::Btrfs => Ok(Box::new(btrfs::Btrfs::open(volume)?)),
         Content::Xfs => Ok(Box::new(xfs::Xfs::open(volume)?)),
         Content::Ntfs => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
         Content::Fat => Ok(Box::new(fat::Fat::open(volume)?)),

@@ -1,11 +1,14 @@
 //! File systems made with their own tools. What is told as free is filled with rubbish: the file system's
 //! check must find nothing and every file must be the same; and the sum is compared with what the tools count.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::guest::disk::GuestDisk;
 use crate::guest::fields::Fields;
-use crate::guest::testing::{Sandbox, memory_disk};
+use crate::guest::testing::{Sandbox, memory_disk, patched};
 
 const MIB: u64 = 1 << 20;
 
@@ -35,8 +38,11 @@ fn refusal(sandbox: &Sandbox, name: &str) -> String {
 
 /// Why a volume is not trusted.
 fn refusal_of(bytes: Vec<u8>) -> String {
-    let disk = memory_disk(bytes);
-    let volume = Volume::whole(&disk);
+    refusal_on(&memory_disk(bytes))
+}
+
+fn refusal_on(disk: &GuestDisk) -> String {
+    let volume = Volume::whole(disk);
     let map = match of_volume(&volume) {
         Ok(map) => map,
         Err(e) => return e.report(),
@@ -170,7 +176,7 @@ fn xfs_of_both_versions() {
         if sandbox.tool("mkfs.xfs", &args, "").is_none() {
             return;
         }
-        let untouched = sandbox.get(name);
+        let untouched = Arc::new(sandbox.get(name));
         let (kind, free) = poison(&sandbox, name);
         assert_eq!(kind, "XFS");
         let text = sandbox.tool("xfs_db", &["-r", "-c", "freesp -s", name], "").unwrap();
@@ -182,11 +188,11 @@ fn xfs_of_both_versions() {
         assert!(lists <= 4 * 6, "{name}: {theirs} {free}");
         sandbox.tool("xfs_repair", &["-n", "-f", name], "");
         // A damaged tree, header, log.
-        let bit = |at: usize| {
-            let mut bytes = untouched.clone();
-            bytes[at] ^= 4;
-            refusal_of(bytes)
+        let with = |at: usize, byte: u8| {
+            let patch = (u64::try_from(at).unwrap(), vec![byte]);
+            refusal_on(&patched(&untouched, 320 * MIB, vec![patch]))
         };
+        let bit = |at: usize| with(at, untouched[at] ^ 4);
         let sector = if name == "wide" { 4096 } else { 512 };
         let at = |field: usize| {
             let raw = &untouched[sector + field..][..4];
@@ -209,9 +215,47 @@ fn xfs_of_both_versions() {
             .step_by(512)
             .rfind(|&a| a < log + (64 << 20) && untouched[a..a + 4] == [0xfe, 0xed, 0xba, 0xbe])
             .unwrap();
-        let mut bytes = untouched.clone();
-        bytes[record + 512 + 9] = 0;
-        assert!(refusal_of(bytes).contains("log"), "{name}");
+        assert!(with(record + 512 + 9, 0).contains("log"), "{name}");
+    }
+}
+
+#[test]
+fn btrfs() {
+    let sandbox = Sandbox::new();
+    files(&sandbox);
+    let kinds: [(&str, &[&str]); 4] = [
+        ("dup", &[]),
+        ("single", &["-m", "single"]),
+        ("mixed", &["-M"]),
+        ("sha256", &["--csum", "sha256", "-n", "4096"]),
+    ];
+    for (name, options) in kinds {
+        sandbox.blank(name, 160 * MIB);
+        let args = [&["-q", "--rootdir", "files"], options, &[name]].concat();
+        if sandbox.tool("mkfs.btrfs", &args, "").is_none() {
+            return;
+        }
+        let good = Arc::new(sandbox.get(name));
+        let (kind, free) = poison(&sandbox, name);
+        assert_eq!(kind, "btrfs");
+        assert!(free > 100 * MIB && free < 160 * MIB, "{name} {free}");
+        sandbox.tool("btrfs", &["check", "--check-data-csum", name], "");
+        sandbox.tool("btrfs", &["restore", name, "."], "");
+        for (file, bytes) in files(&sandbox) {
+            assert!(sandbox.get(&file) == bytes, "{name} {file}");
+        }
+        // The superblock, its log, any tree block.
+        let len = 160 * MIB;
+        let with = |at: u64, byte: u8| refusal_on(&patched(&good, len, vec![(at, vec![byte])]));
+        assert!(with((64 << 10) + 0x60, 1).contains("checksum"));
+        let id = &good[(64 << 10) + 0x20..][..16];
+        let blocks = good.chunks(4096).enumerate().filter(|(i, b)| {
+            *i > 256 && b[32..48] == *id && b[100] == 0 && b[88..96] == [2, 0, 0, 0, 0, 0, 0, 0]
+        });
+        let block = blocks.map(|(i, _)| u64::try_from(i).unwrap() * 4096).max().unwrap();
+        if name == "single" {
+            assert!(with(block + 200, 0xaa).contains("tree block"), "{name}");
+        }
     }
 }
 
@@ -349,6 +393,11 @@ fn ntfs() {
         sandbox.put("hiberfil.sys", &[0; 9000]);
         sandbox.tool("ntfscp", &["-q", name, "hiberfil.sys", "hiberfil.sys"], "");
         poison(&sandbox, name);
+        // With a restore point.
+        let store = "{11111111-2222-3333-4444-555555555555}{3808876b-c176-4e48-b7ae-04046e6cc752}";
+        sandbox.put(name, &good);
+        sandbox.tool("ntfscp", &["-q", name, "hiberfil.sys", store], "");
+        assert!(refusal(&sandbox, name).contains("shadow copies"), "{name}");
         // Dirty, as ntfsfix leaves it for Windows' chkdsk.
         sandbox.put(name, &good);
         sandbox.tool("ntfsfix", &[name], "");
@@ -369,7 +418,7 @@ fn find_bitmap(bytes: &[u8]) -> usize {
 fn samples() -> Vec<Vec<u8>> {
     let sandbox = Sandbox::new();
     files(&sandbox);
-    let made: [(&str, &[&str], u64); 8] = [
+    let made: [(&str, &[&str], u64); 9] = [
         ("mkfs.ext4", &["-q", "-F", "-b", "1024", "-d", "files", "d"], 8),
         ("mkfs.ext4", &["-q", "-F", "-b", "1024", "-O", "^metadata_csum,^uninit_bg", "d"], 4),
         ("mkfs.ext4", &["-q", "-F", "-O", "bigalloc,meta_bg,^resize_inode", "d"], 8),
@@ -378,6 +427,7 @@ fn samples() -> Vec<Vec<u8>> {
         ("mkfs.exfat", &["-c", "4K", "d"], 8),
         ("mkntfs", &["-q", "-F", "-Q", "d"], 8),
         ("mkswap", &["d"], 1),
+        ("mkfs.btrfs", &["-q", "-M", "d"], 24),
     ];
     let mut all = Vec::new();
     for (tool, args, mib) in made {

@@ -7,6 +7,7 @@
 //! [`Layout::warnings`].
 
 pub mod gpt;
+pub mod grow;
 pub mod lvm;
 pub mod mbr;
 mod partition;

@@ -319,6 +319,17 @@ fn samples() -> Vec<Vec<u8>> {
     all
 }
 
+/// Makes the checksums of a damaged primary GPT right again, so that the damage is read.
+fn heal_gpt(bytes: &mut [u8]) {
+    if bytes.len() < 20 * 1024 || !bytes[512..].starts_with(b"EFI PART") {
+        return;
+    }
+    let entries = crc32fast::hash(&bytes[1024..1024 + 128 * 128]);
+    bytes[512 + 88..512 + 92].copy_from_slice(&entries.to_le_bytes());
+    let header = gpt::header_crc(&bytes[512..512 + 92]);
+    bytes[512 + 16..512 + 20].copy_from_slice(&header.to_le_bytes());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
@@ -327,6 +338,7 @@ proptest! {
     fn damaged_tables(
         places in prop::collection::vec((0usize..8192, any::<u8>(), any::<bool>()), 1..12),
         cut in 0usize..(6 << 20),
+        heal in any::<bool>(),
     ) {
         use std::sync::OnceLock;
         static SAMPLES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
@@ -340,6 +352,9 @@ proptest! {
                 let byte = &mut bytes[sector * 512 + at % 512];
                 *byte = if random { value } else { *byte ^ 1 << (value % 8) };
             }
+            if heal {
+                heal_gpt(&mut bytes);
+            }
             for bytes in [bytes.clone(), bytes[..cut.min(bytes.len())].to_vec()] {
                 let disk = memory_disk(bytes);
                 if let Ok(layout) = Layout::read(&disk, SectorSize::Detect) {
@@ -350,6 +365,11 @@ proptest! {
                         prop_assert!(volume.on_disk(0, 1 << 30).take(1000).all(|r| r.end() <= disk.len()));
                     }
                     layout.unpartitioned(&disk);
+                    for more in [0, 7 << 20, 5 << 40] {
+                        if let Ok(plan) = grow::plan(&disk, &layout, disk.len() + more, grow::Choice::Last) {
+                            prop_assert!(plan.new_length >= plan.partition.length);
+                        }
+                    }
                 }
             }
         }

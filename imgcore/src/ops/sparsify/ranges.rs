@@ -37,7 +37,9 @@ impl RangeSet {
             let shortest = self.shortest;
             self.list.retain(|r| r.len >= shortest);
         }
-        self.list.push(range);
+        if range.len >= self.shortest {
+            self.list.push(range);
+        }
     }
 
     /// Sorts; to be called before [`RangeSet::find`].

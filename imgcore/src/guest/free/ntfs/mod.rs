@@ -252,11 +252,25 @@ impl<'a> Reader<'a> {
                     }
                 }
                 self.check_hibernation(&record)?;
+                Self::check_shadow_copies(&record)?;
             }
         }
         let marked: u64 = bitmap.iter().map(|b| u64::from(b.count_ones())).sum();
         if used > marked {
             return Err(damaged("files share clusters, or $Bitmap lacks some"));
+        }
+        Ok(())
+    }
+
+    /// The differences that a shadow copy keeps. What was deleted since it was taken is free in `$Bitmap`, but
+    /// the shadow copy still reads it there.
+    fn check_shadow_copies(record: &Record) -> Result<()> {
+        let mut names = record.attributes().filter(|a| a.kind == FILE_NAME);
+        if names.any(|a| a.resident().is_some_and(is_shadow_copy)) {
+            return Err(Error::unsupported(
+                "holds shadow copies (restore points), which use free clusters",
+            )
+            .hint("if they are not needed, delete them in Windows: vssadmin delete shadows /all"));
         }
         Ok(())
     }
@@ -290,13 +304,26 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A `$FILE_NAME` of `hiberfil.sys` in the root folder.
-fn is_hiberfil(value: &[u8]) -> bool {
+/// The name in a `$FILE_NAME`.
+fn file_name(value: &[u8]) -> String {
     let f = Fields::little(value);
     let name = f.bytes(66, usize::from(f.u8(64)) * 2);
     let name: Vec<u16> = name.chunks_exact(2).map(|c| Fields::little(c).u16(0)).collect();
-    f.u64(0) & 0xffff_ffff_ffff == ROOT
-        && String::from_utf16_lossy(&name).eq_ignore_ascii_case("hiberfil.sys")
+    String::from_utf16_lossy(&name)
+}
+
+/// A `$FILE_NAME` of `hiberfil.sys` in the root folder.
+fn is_hiberfil(value: &[u8]) -> bool {
+    Fields::little(value).u64(0) & 0xffff_ffff_ffff == ROOT
+        && file_name(value).eq_ignore_ascii_case("hiberfil.sys")
+}
+
+/// A `$FILE_NAME` of a shadow copy's store: its identifier, then that of all shadow copies. (The latter alone
+/// is the name of their catalogue, which may be empty.)
+fn is_shadow_copy(value: &[u8]) -> bool {
+    const STORES: &str = "{3808876b-c176-4e48-b7ae-04046e6cc752}";
+    let name = file_name(value).to_ascii_lowercase();
+    name.len() > STORES.len() && name.ends_with(STORES)
 }
 
 /// The newer of the two restart pages says that no client has the log open, or that the volume is clean. A

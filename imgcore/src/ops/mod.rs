@@ -19,6 +19,7 @@ pub mod diff;
 pub mod digest;
 pub mod import;
 pub mod info;
+pub mod inspect;
 pub mod map;
 pub mod measure;
 mod pairs;

@@ -79,7 +79,7 @@ const SIZES: &str =
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
     AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
-    INFO, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT,
+    INFO, INSPECT, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT,
 ];
 
 /// Options before the command.
@@ -631,6 +631,7 @@ const RESIZE: Command = Command {
 };
 
 const SERVE: Command = super::serve::SERVE;
+const INSPECT: Command = super::inspect::INSPECT;
 
 const SNAPSHOT: Command = Command {
     name: "snapshot",

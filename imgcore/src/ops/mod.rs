@@ -24,6 +24,7 @@ pub mod map;
 pub mod measure;
 mod pairs;
 pub mod parallel;
+pub mod policy;
 pub mod rate;
 pub mod rebase;
 pub mod resize;

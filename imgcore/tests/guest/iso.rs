@@ -39,7 +39,8 @@ fn joliet() {
     };
     let tree = Tree::new(&*fs);
     let host = dir.path().join("tree");
-    for name in ["etc/a-block", "large.bin", "Grüße/äöü ß.txt", "many/file-number-00042.dat"] {
+    for name in ["etc/a-block", "large.bin", "Grüße/äöü ß.txt", "many/file-number-00042.dat"]
+    {
         let data = tree.read(&format!("/{name}"), 1 << 20).unwrap();
         assert_eq!(data.unwrap(), std::fs::read(host.join(name)).unwrap(), "{name}");
     }

@@ -12,6 +12,8 @@ pub const INSPECT: Command = Command {
         drivers of Windows; then says whether the system will boot under KVM, on which bus, with which firmware \
         and network card, what is in the way and what to do about it. Nothing is mounted, run or changed, and no \
         privilege is needed.\n\n\
+        --policy asks another question: may a service take this file from a stranger? Only the file itself is \
+        looked at, no name inside of it is followed, and every rule of the policy gives its result.\n\n\
         --ls and --cat show single folders and files, as the installed system sees them.",
     positionals: &[IMAGE],
     opts: &[
@@ -28,6 +30,15 @@ pub const INSPECT: Command = Command {
         ),
         QUIET,
         ALLOW,
+        val(
+            None,
+            "policy",
+            "FILE|default",
+            "Hold the file against this policy (TOML or JSON), and say whether it is acceptable",
+        )
+        .under("Policy"),
+        flag(None, "print-policy", "Print the default policy with an explanation of every name, and exit")
+            .under("Policy"),
         val(None, "ls", "PATH", "List a folder of the guest instead").under("Files"),
         val(None, "cat", "PATH", "Write a file of the guest to standard output instead").under("Files"),
         val(
@@ -42,13 +53,14 @@ pub const INSPECT: Command = Command {
     examples: &[
         ("rimg inspect disk.vmdk", "What is it, and will it boot?"),
         ("rimg inspect --output json disk.vmdk", "For a program"),
+        ("rimg inspect --policy default -f qcow2 upload", "May a service take it?"),
         ("rimg inspect --cat /etc/fstab disk.qcow2", "One file"),
         ("rimg inspect --ls / --volume 1 disk.qcow2", "The first partition's files"),
     ],
     exit_codes: &[
-        ("0", "It boots as it is, on a virtio bus"),
+        ("0", "It boots as it is, on a virtio bus; with --policy: it is acceptable"),
         ("1", "The image could not be inspected"),
-        ("2", "It boots as it is, but on another bus (SATA, IDE, NVMe)"),
+        ("2", "It boots as it is, but on another bus (SATA, IDE, NVMe); with --policy: it is not acceptable"),
         ("3", "It does not boot before something is changed, or no operating system was found"),
     ],
 };

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use imgcore::ops::inspect::{
     Firmware, InspectReport, Level, Outcome, Reason, Starts, SystemReport,
 };
+use imgcore::ops::policy::{self, PolicyReport};
 use imgcore::opts::human;
 
 /// The whole report.
@@ -182,4 +183,22 @@ fn reason(reason: &Reason, out: &mut String) {
     for step in &reason.remedy {
         let _ = writeln!(out, "      {step}");
     }
+}
+
+/// What a policy says.
+pub fn policy(report: &PolicyReport) -> String {
+    let mut out = String::new();
+    let format = report.format.as_deref().unwrap_or("of no format");
+    let _ =
+        writeln!(out, "{}  {format}, {} on disk", report.filename, human::size(report.file_size));
+    for rule in &report.rules {
+        let mark = match rule.result {
+            policy::Outcome::Pass => "pass",
+            policy::Outcome::Fail => "FAIL",
+            policy::Outcome::NotAsked => "  - ",
+        };
+        let _ = writeln!(out, "  {mark}  {:<18} {}", rule.rule, rule.message);
+    }
+    out.push_str(if report.accepted { "acceptable\n" } else { "NOT acceptable\n" });
+    out
 }

@@ -86,3 +86,33 @@ fn cut_off_and_bombs() {
     huge[6 + 8 * 6..6 + 8 * 7].copy_from_slice(b"FFFFFFFF");
     assert!(look(&mut &huge[..]).unwrap().damaged.is_some());
 }
+
+proptest::proptest! {
+    #[test]
+    fn damage_is_survived(
+        hits in proptest::collection::vec((0usize..20_000, proptest::prelude::any::<u8>()), 1..30),
+        packed in proptest::prelude::any::<u8>(),
+    ) {
+        let main = main_archive();
+        let mut bytes = match packed % 4 {
+            0 => main,
+            1 => zstd::encode_all(&main[..], 1).unwrap(),
+            2 => {
+                let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                gz.write_all(&main).unwrap();
+                gz.finish().unwrap()
+            }
+            _ => {
+                // The magic numbers of LZ4 and LZO, and anything behind.
+                let lzo = [0x89, b'L', b'Z', b'O', 0, 0x0d, 0x0a, 0x1a, 0x0a];
+                let lz4 = [0x02, 0x21, 0x4c, 0x18];
+                [if packed > 127 { &lzo[..] } else { &lz4[..] }, &main].concat()
+            }
+        };
+        for (at, value) in hits {
+            let at = at % bytes.len();
+            bytes[at] = value;
+        }
+        let _ = look(&mut &bytes[..]);
+    }
+}

@@ -9,6 +9,7 @@ use std::{env, fs, io};
 mod args {
     pub mod clap_command;
     pub mod commands;
+    mod inspect;
     mod resize;
     mod serve;
     mod sparsify;

@@ -3,7 +3,8 @@
 //! A floor between [`crate::graph`] and [`crate::ops`]. [`GuestDisk`] is the guest's disk with checked
 //! reads; [`parts::Layout`] finds partitions and logical volumes on it; each of them is a [`Volume`],
 //! whose bytes are read through its mapping and whose ranges can be told as ranges of the disk.
-//! [`content`] says what a volume holds, [`free`] which of its bytes hold nothing.
+//! [`content`] says what a volume holds, [`free`] which of its bytes hold nothing, [`files`] reads files
+//! and folders of it.
 //!
 //! ```no_run
 //! # fn main() -> imgcore::Result<()> {
@@ -24,14 +25,19 @@
 //! and texts are bounded, chains cannot loop, and damage ends in an [`crate::Error`] or in a warning that
 //! says where. Offsets and lengths are bytes unless they are said to be sectors.
 
+pub mod boot;
 pub mod content;
 pub mod disk;
 mod fields;
+pub mod files;
 pub mod free;
+pub mod linux;
 pub mod parts;
+pub mod system;
 #[cfg(test)]
 mod testing;
 mod volume;
+pub mod windows;
 
 pub use disk::{GuestDisk, Source};
 pub use volume::{DiskRange, Origin, Segment, Volume};

@@ -80,7 +80,7 @@ pub(super) const SIZES: &str =
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
     AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
-    INFO, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT, SPARSIFY,
+    INFO, INSPECT, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT, SPARSIFY,
 ];
 
 /// Options before the command.
@@ -619,6 +619,7 @@ const DIGEST: Command = Command {
 
 const RESIZE: Command = super::resize::RESIZE;
 const SERVE: Command = super::serve::SERVE;
+const INSPECT: Command = super::inspect::INSPECT;
 const SPARSIFY: Command = super::sparsify::SPARSIFY;
 
 const SNAPSHOT: Command = Command {

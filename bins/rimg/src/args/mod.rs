@@ -4,6 +4,7 @@ pub mod clap_command;
 pub mod commands;
 pub mod getopt;
 pub mod help;
+mod inspect;
 mod resize;
 mod serve;
 mod sparsify;

@@ -17,6 +17,7 @@ mod extra;
 mod format_help;
 mod import;
 mod info;
+mod inspect;
 mod map;
 mod measure;
 mod rebase;
@@ -52,6 +53,7 @@ pub fn run(session: &Session, name: &str, args: Vec<String>) -> Result<u8, Failu
         "digest" => digest::run(session, parser),
         "import" => import::run(session, parser),
         "info" => info::run(session, parser),
+        "inspect" => inspect::run(session, parser),
         "map" => map::run(session, parser),
         "measure" => measure::run(session, parser),
         "rebase" => rebase::run(session, parser),

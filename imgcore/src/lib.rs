@@ -13,6 +13,8 @@
 //!
 //! [`crypto`] holds ciphers and key derivation: bytes in, bytes out.
 //!
+//! [`throttle`] makes requests of any number of storages wait for common limits.
+//!
 //! [`opts`] holds QEMU's option languages (sizes, key=value lists, `json:` names) as pure functions.
 //!
 //! The library never prints, exits, or reads arguments or the environment. Bytes read from an image
@@ -31,5 +33,6 @@ pub mod num;
 pub mod ops;
 pub mod opts;
 pub mod storage;
+pub mod throttle;
 
 pub use error::{Error, ErrorKind, Result};

@@ -9,10 +9,12 @@ use imgcore::ops::stream::{self, Packing, Spooled, StorageReader, Unpack};
 use imgcore::ops::{ImageArg, Job};
 use imgcore::opts::ImageSpec;
 use imgcore::opts::http::HttpTarget;
+use imgcore::opts::object::{self, ObjectDef};
 use imgcore::opts::remote::Remote;
-use imgcore::opts::secret::{self, Secrets};
+use imgcore::opts::secret::Secrets;
 use imgcore::storage::CacheMode;
 use imgcore::storage::http::{self, Opened};
+use imgcore::throttle::ThrottleGroup;
 
 use crate::args::getopt::Given;
 use crate::args::{self, help};
@@ -125,9 +127,13 @@ impl<'a> Common<'a> {
     }
 
     fn object(&mut self, text: &str) -> Result<(), Failure> {
-        let def = secret::parse(text)?;
-        let secret = def.load(&self.secrets, imgcore::storage::secret::read)?;
-        self.secrets.add(secret)?;
+        match object::parse(text)? {
+            ObjectDef::Secret(def) => {
+                let secret = def.load(&self.secrets, imgcore::storage::secret::read)?;
+                self.secrets.add(secret)?;
+            }
+            ObjectDef::ThrottleGroup(def) => self.secrets.add_group(ThrottleGroup::new(def))?,
+        }
         Ok(())
     }
 

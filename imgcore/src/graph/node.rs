@@ -6,6 +6,7 @@ use super::open_request::{DetectZeroes, Discard};
 use super::range_lock::{Hold, RangeLocks};
 use crate::format::{Access, Image, Mapping, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset, len_u64, round_down, round_up, small};
+use crate::storage::Storage;
 use crate::{Error, Result};
 
 /// An image and the chain below it.
@@ -185,7 +186,12 @@ impl Node {
 
     /// Where a host offset is, for messages.
     pub fn host_name(&self, storage: crate::format::StorageId) -> &str {
-        self.image.storage(storage).name()
+        let mut at: &dyn Storage = &**self.image.storage(storage);
+        // Offsets on a raw disk are those of the file, whatever stands between.
+        while let Some(filter) = at.filter().filter(|_| self.image.format_name() == "raw") {
+            at = filter.below;
+        }
+        at.name()
     }
 }
 

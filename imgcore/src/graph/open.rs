@@ -17,6 +17,7 @@ pub use super::open_request::{
 use crate::format::{self, Access, BackingRef, Driver, OpenContext, PROBE_LEN};
 use crate::num::small;
 use crate::opts::filename::{self, Filename};
+use crate::opts::filter::Filter;
 use crate::opts::remote::Remote;
 use crate::storage::lock::LockSet;
 use crate::storage::{FileOptions, FileStorage, SliceStorage, Storage};
@@ -81,6 +82,7 @@ impl Opening<'_> {
             }
         };
         self.remember(request.name(), &*bottom)?;
+        let bottom = super::remote::filtered(bottom, request, &self.options.secrets)?;
         let driver = match asked {
             Some(driver) => driver,
             None => probe_driver(request, &*bottom)?,
@@ -261,7 +263,9 @@ fn in_backing(error: Error) -> Error {
 fn asked_driver(request: &OpenRequest) -> Result<Option<&'static dyn Driver>> {
     let Some(name) = &request.driver else { return Ok(None) };
     // A protocol as the top of a tree is the file as it is.
-    let plain = matches!(name.as_str(), "file" | "host_device") || Remote::is_driver(name);
+    let plain = matches!(name.as_str(), "file" | "host_device")
+        || Remote::is_driver(name)
+        || Filter::is_driver(name);
     let name = if plain { "raw" } else { name };
     format::driver(name)
         .map(Some)

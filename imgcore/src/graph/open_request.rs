@@ -3,6 +3,7 @@
 use super::gate::Policy;
 use crate::format::{Access, SnapshotSelector};
 use crate::opts::filename::{self, Filename};
+use crate::opts::filter::{Filter, Shown};
 use crate::opts::http::without_credentials;
 use crate::opts::remote::Remote;
 use crate::opts::secret::Secrets;
@@ -53,6 +54,8 @@ pub struct OpenRequest {
     pub shown: Option<String>,
     /// What is opened instead of a file; `filename` is the name it is shown by then.
     pub remote: Option<Box<Remote>>,
+    /// Filters between the image and what it lies on, the outermost first.
+    pub filters: Vec<Filter>,
     /// The driver; probed when not given.
     pub driver: Option<String>,
     /// The file below.
@@ -86,6 +89,15 @@ impl OpenRequest {
             Filename::Path(path) => {
                 let mut request = OpenRequest::file(path).with_driver(driver);
                 request.shown = (request.filename != name).then(|| name.to_owned());
+                Ok(request)
+            }
+            Filename::Protocol { driver: "blkdebug", .. } => {
+                let parsed = Filter::parse(name).map_err(|e| refused(name, e.into()))?;
+                let (filter, image) = parsed
+                    .ok_or_else(|| refused(name, Error::invalid("not a name of blkdebug")))?;
+                let mut request = OpenRequest::parse(image, driver)?;
+                request.filters.insert(0, filter);
+                request.shown = Some(without_credentials(name).into_owned());
                 Ok(request)
             }
             Filename::Protocol { driver: protocol, .. } => {
@@ -122,8 +134,13 @@ impl OpenRequest {
 
     /// What is not in a file, driver probed.
     pub fn remote(remote: Remote) -> Self {
-        let filename = remote.shown();
+        let filename = remote.shown().name();
         OpenRequest { filename, remote: Some(Box::new(remote)), ..OpenRequest::default() }
+    }
+
+    /// Whether the driver is that of a filter.
+    fn is_filter(&self) -> bool {
+        self.driver.as_deref().is_some_and(Filter::is_driver)
     }
 
     /// With an explicit driver, if one is given.
@@ -170,6 +187,15 @@ impl OpenRequest {
             shown: recorded.shown,
             ..self.clone()
         }
+    }
+
+    /// What the image lies on, as names show it.
+    pub fn bottom(&self) -> Shown {
+        let bottom = self
+            .remote
+            .as_ref()
+            .map_or_else(|| Shown::Plain(self.filename.clone()), |remote| remote.shown());
+        self.filters.iter().rev().fold(bottom, |below, filter| filter.shown(below))
     }
 
     /// The name to show to people.
@@ -323,8 +349,8 @@ fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Re
     }
     if let Some(data) = &spec.data_file {
         let data = from_spec(data, None)?;
-        if data.remote.is_some() {
-            let protocol = data.driver.as_deref().unwrap_or("nbd");
+        if data.remote.is_some() || !data.filters.is_empty() {
+            let protocol = data.driver.as_deref().unwrap_or("file");
             let text = format!("Protocol '{protocol}' is not supported for data files");
             return Err(Error::unsupported(text));
         }
@@ -332,12 +358,16 @@ fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Re
         request.data_file = Some(Box::new(data));
     }
     let protocol = spec.driver.as_deref().unwrap_or_default();
-    let remote = Remote::from_options(protocol, spec.filename.as_deref(), &spec.other)?;
+    let remote = Remote::from_options(protocol, spec.filename.as_deref(), &spec.given)?;
+    let filter = Filter::from_options(protocol, &spec.given)?;
     match (&spec.file, &spec.filename) {
         _ if remote.is_some() => {
-            request.filename = remote.as_ref().map(Remote::shown).unwrap_or_default();
+            request.filename = remote.as_ref().map(|r| r.shown().name()).unwrap_or_default();
             request.remote = remote.map(Box::new);
-            request.options.clear();
+        }
+        (Some(file), _) if filter.is_some() => {
+            lower_file(&mut request, file)?;
+            request.filters.splice(0..0, filter);
         }
         (Some(file), _) => lower_file(&mut request, file)?,
         (None, Some(name)) => request.filename.clone_from(name),
@@ -354,7 +384,13 @@ fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
     let lower = from_spec(file, None)?;
     match lower.driver.as_deref() {
         None | Some("file" | "host_device") => {}
-        Some(driver) if Remote::is_driver(driver) => {}
+        Some(driver) if Remote::is_driver(driver) || Filter::is_driver(driver) => {}
+        Some(driver) if spec::is_format(driver) && request.is_filter() => {
+            return Err(Error::unsupported("a filter above a format is not supported").hint(
+                "put it below: driver=FORMAT,file.driver=FILTER,file.file.filename=... \
+                 (file.image.filename with blkdebug)",
+            ));
+        }
         Some("raw") if request.window.is_none() => request.window = lower.window,
         Some(driver) if spec::is_format(driver) => {
             return Err(Error::unsupported(format!(
@@ -377,6 +413,7 @@ fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
     }
     request.filename = lower.filename;
     request.remote = lower.remote;
+    request.filters = lower.filters;
     request.cache = request.cache.or(lower.cache);
     request.sharing = request.sharing.or(lower.sharing);
     request.read_only = request.read_only.or(lower.read_only);

@@ -12,6 +12,8 @@ use crate::graph::Node;
 use crate::graph::gate::combine;
 use crate::graph::open::{Depth, MAX_LINKS, OpenOptions, OpenRequest, Purpose, backing_request};
 use crate::num::round_up;
+use crate::opts::filter::Filter;
+use crate::opts::remote::Remote;
 use crate::storage::Storage;
 use crate::{Error, ErrorKind, Result};
 
@@ -173,6 +175,14 @@ fn look(node: &Arc<Node>, request: &OpenRequest) -> Result<InfoReport> {
     // The child attached last comes first.
     report.children.reverse();
     report.actual_size = total;
+    // A protocol or filter at the top is not what a raw disk lies on, it is the disk.
+    let top = request.driver.as_deref().filter(|d| Remote::is_driver(d) || Filter::is_driver(d));
+    if let (Some(driver), [only]) = (top, report.children.as_mut_slice()) {
+        let below = std::mem::take(&mut only.info.children);
+        report.format = driver.to_owned();
+        report.dirty_flag = only.info.dirty_flag;
+        report.children = below;
+    }
     Ok(report)
 }
 
@@ -183,11 +193,24 @@ fn file_info(storage: &dyn Storage) -> Result<InfoReport> {
         .and_then(|f| f.metadata().ok())
         .is_some_and(|m| std::os::unix::fs::FileTypeExt::is_char_device(&m.file_type()));
     let device = storage.limits().block_device || special;
+    if let Some(filter) = storage.filter() {
+        let below = file_info(filter.below)?;
+        return Ok(InfoReport {
+            virtual_size: round_up(storage.len()?, 512),
+            filename: filter.name.to_owned(),
+            format: filter.driver.to_owned(),
+            actual_size: storage.allocated()?,
+            dirty_flag: below.dirty_flag,
+            children: vec![ChildInfo { name: filter.child.to_owned(), info: below }],
+            ..InfoReport::default()
+        });
+    }
     if let Some(protocol) = storage.protocol() {
         return Ok(InfoReport {
             virtual_size: round_up(storage.len()?, 512),
             filename: storage.name().to_owned(),
             format: protocol.to_owned(),
+            actual_size: storage.allocated()?,
             ..InfoReport::default()
         });
     }

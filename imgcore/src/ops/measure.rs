@@ -17,7 +17,7 @@ pub enum MeasureFrom {
     /// A disk full of zeroes of so many bytes.
     Size(u64),
     /// An image.
-    Image(ImageArg),
+    Image(Box<ImageArg>),
 }
 
 /// What to do.

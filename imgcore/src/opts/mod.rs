@@ -9,16 +9,21 @@
 //! one inside `-o`, [`value::number`] for a plain number inside `-o`.
 
 pub mod error;
+pub mod fat;
 pub mod filename;
+pub mod filter;
 pub mod http;
 pub mod human;
 pub mod json;
 pub mod list;
 pub mod nbd;
+pub mod null;
+pub mod object;
 pub mod remote;
 pub mod secret;
 pub mod size;
 pub mod spec;
+pub mod throttle;
 pub mod tree;
 pub mod value;
 

@@ -1,8 +1,12 @@
 //! What is opened instead of a file, by the names and options of QEMU's protocol drivers.
 
 use super::OptError;
+use super::fat::FatTarget;
+use super::filter::Shown;
 use super::http::HttpTarget;
 use super::nbd::NbdTarget;
+use super::null::NullTarget;
+use super::tree::Scalar;
 
 /// The bytes of an image that are not in a file of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,12 +15,16 @@ pub enum Remote {
     Nbd(NbdTarget),
     /// A file on a web server.
     Http(HttpTarget),
+    /// Nothing.
+    Null(NullTarget),
+    /// A folder as a FAT disk.
+    Fat(FatTarget),
 }
 
 impl Remote {
     /// Whether there is such a driver here.
     pub fn is_driver(driver: &str) -> bool {
-        matches!(driver, "nbd" | "http" | "https")
+        matches!(driver, "nbd" | "http" | "https" | "null-co" | "null-aio" | "vvfat")
     }
 
     /// From a file name with the driver's prefix. `None`: no such driver here.
@@ -24,6 +32,8 @@ impl Remote {
         Ok(Some(match driver {
             "nbd" => Remote::Nbd(NbdTarget::parse(name)?),
             "http" | "https" => Remote::Http(HttpTarget::parse(name)?),
+            "null-co" | "null-aio" => Remote::Null(NullTarget::parse(driver, name)?),
+            "vvfat" => Remote::Fat(FatTarget::parse(name)?),
             _ => return Ok(None),
         }))
     }
@@ -32,20 +42,41 @@ impl Remote {
     pub fn from_options(
         driver: &str,
         filename: Option<&str>,
-        options: &[(String, String)],
+        options: &[(String, Scalar)],
     ) -> Result<Option<Self>, OptError> {
+        let text: Vec<(String, String)> =
+            options.iter().map(|(key, value)| (key.clone(), value.text().to_owned())).collect();
         Ok(Some(match driver {
-            "nbd" => Remote::Nbd(NbdTarget::from_options(filename, options)?),
-            "http" | "https" => Remote::Http(HttpTarget::from_options(driver, filename, options)?),
+            "nbd" => Remote::Nbd(NbdTarget::from_options(filename, &text)?),
+            "http" | "https" => Remote::Http(HttpTarget::from_options(driver, filename, &text)?),
+            "null-co" | "null-aio" => {
+                Remote::Null(NullTarget::from_options(driver, filename, options)?)
+            }
+            "vvfat" => match filename {
+                Some(name) => Remote::Fat(FatTarget::parse(name)?),
+                None => Remote::Fat(FatTarget::from_options(options)?),
+            },
             _ => return Ok(None),
         }))
     }
 
-    /// The name that is shown however it was given; without anything secret.
-    pub fn shown(&self) -> String {
+    /// QEMU's name of the driver.
+    pub fn driver(&self) -> &'static str {
         match self {
-            Remote::Nbd(target) => target.uri(),
-            Remote::Http(target) => target.url.clone(),
+            Remote::Nbd(_) => "nbd",
+            Remote::Http(target) => target.driver(),
+            Remote::Null(target) => target.driver,
+            Remote::Fat(_) => "vvfat",
+        }
+    }
+
+    /// The name that is shown however it was given; without anything secret.
+    pub fn shown(&self) -> Shown {
+        match self {
+            Remote::Nbd(target) => Shown::Plain(target.uri()),
+            Remote::Http(target) => Shown::Plain(target.url.clone()),
+            Remote::Null(target) => target.shown(),
+            Remote::Fat(target) => target.shown(),
         }
     }
 }

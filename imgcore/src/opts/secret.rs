@@ -12,6 +12,7 @@ use super::json;
 use super::list::{self, FirstItem};
 use super::tree::{Flat, Scalar};
 use crate::crypto::{Cipher, SecretBytes, raw_cbc_decrypt};
+use crate::throttle::ThrottleGroup;
 
 /// How the data of a secret are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +155,7 @@ fn missing(name: &str) -> OptError {
     OptError::new(format!("Parameter '{name}' is missing"))
 }
 
-fn check_id(id: &str) -> Result<(), OptError> {
+pub(super) fn check_id(id: &str) -> Result<(), OptError> {
     let good = id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
     if good {
@@ -264,10 +265,12 @@ pub trait Ask: Send + Sync {
     fn passphrase(&self, image: &str, asking: Asking) -> Result<SecretBytes, OptError>;
 }
 
-/// The secrets of a command, by identifier, and who is asked where none is named.
+/// The objects of a command, by identifier: its secrets, and who is asked where none is named; its groups of
+/// limits.
 #[derive(Clone, Default)]
 pub struct Secrets {
     list: Vec<Arc<Secret>>,
+    groups: Vec<Arc<ThrottleGroup>>,
     ask: Option<Arc<dyn Ask>>,
 }
 
@@ -280,13 +283,32 @@ impl std::fmt::Debug for Secrets {
 impl Secrets {
     /// Adds one; each identifier once.
     pub fn add(&mut self, secret: Secret) -> Result<(), OptError> {
-        if self.list.iter().any(|s| s.id == secret.id) {
+        self.check_new(&secret.id)?;
+        self.list.push(Arc::new(secret));
+        Ok(())
+    }
+
+    /// Adds a group of limits; each identifier once.
+    pub fn add_group(&mut self, group: ThrottleGroup) -> Result<(), OptError> {
+        self.check_new(group.id())?;
+        self.groups.push(Arc::new(group));
+        Ok(())
+    }
+
+    /// The group of limits of this identifier.
+    pub fn group(&self, id: &str) -> Result<Arc<ThrottleGroup>, OptError> {
+        let found = self.groups.iter().find(|g| g.id() == id);
+        found.cloned().ok_or_else(|| OptError::new(format!("Throttle group '{id}' does not exist")))
+    }
+
+    fn check_new(&self, id: &str) -> Result<(), OptError> {
+        let known =
+            self.list.iter().any(|s| s.id == id) || self.groups.iter().any(|g| g.id() == id);
+        if known {
             return Err(OptError::new(format!(
-                "attempt to add duplicate property '{}' to object (type 'container')",
-                secret.id
+                "attempt to add duplicate property '{id}' to object (type 'container')"
             )));
         }
-        self.list.push(Arc::new(secret));
         Ok(())
     }
 

@@ -55,6 +55,8 @@ pub struct ImageSpec {
     /// Options that steer speed, not meaning (cache sizes and the like), and those of network
     /// protocols, with their values checked where their form is known.
     pub other: Vec<(String, String)>,
+    /// Options of network protocols and filters as they were given.
+    pub given: Vec<(String, Scalar)>,
     /// Options nobody has taken because the driver is not known yet.
     pub undecided: Vec<(String, Scalar)>,
     /// Things to warn about.
@@ -338,8 +340,19 @@ fn take_driver_options(
         _ => {
             // Network protocols check their own.
             spec.filename = flat.take_text("filename");
+            if driver == "blkdebug" {
+                spec.file = take_child("image", flat)?;
+            }
+            if let Some(filter) = super::filter::Filter::is_driver(driver).then_some(driver)
+                && spec.file.is_none()
+            {
+                let child = super::filter::Filter::child(filter);
+                return Err(OptError::new(format!(
+                    "A block device must be specified for \"{child}\""
+                )));
+            }
             for (key, value) in std::mem::take(flat).iter() {
-                spec.other.push((key.to_owned(), value.text().to_owned()));
+                spec.given.push((key.to_owned(), value.clone()));
             }
         }
     }

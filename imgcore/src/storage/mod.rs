@@ -13,7 +13,9 @@ pub mod calls;
 pub mod crash;
 mod crypt;
 pub mod culprit;
+pub mod fat;
 mod file;
+pub mod filter;
 pub mod http;
 pub mod lock;
 mod memory;
@@ -182,6 +184,11 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// What tells these bytes from others of the same name, for what is no file: size and time of change as the
     /// other side tells them.
     fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// What this storage is, where it stands between an image and another storage to change what happens.
+    fn filter(&self) -> Option<filter::FilterView<'_>> {
         None
     }
 

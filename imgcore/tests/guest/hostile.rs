@@ -27,9 +27,12 @@ pub fn look(image: Vec<u8>) {
     let _ = tree.find("/loop");
 }
 
+/// Its kind, its bytes, and places that are worth changing.
+type Example = (&'static str, Vec<u8>, Vec<usize>);
+
 /// One small image of each kind.
-fn images() -> &'static [(&'static str, Vec<u8>, Vec<usize>)] {
-    static MADE: std::sync::OnceLock<Vec<(&str, Vec<u8>, Vec<usize>)>> = std::sync::OnceLock::new();
+fn images() -> &'static [Example] {
+    static MADE: std::sync::OnceLock<Vec<Example>> = std::sync::OnceLock::new();
     MADE.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let host = dir.path().join("tree");

@@ -48,7 +48,8 @@ pub(super) const OBJECT: Opt = val(
     "object",
     "OBJDEF",
     "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT (also \
-     format=base64, keyid=NAME,iv=BASE64), or secret_keyring,id=NAME,serial=NUMBER",
+     format=base64, keyid=NAME,iv=BASE64), or secret_keyring,id=NAME,serial=NUMBER; or limits for the filter \
+     'throttle': throttle-group,id=NAME,x-bps-total=BYTES,x-iops-total=N (also -read, -write, -max, -max-length)",
 );
 const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);
 // Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for

@@ -41,7 +41,9 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         (Some(_), Some(_)) => {
             return Err(Failure::new("--size N cannot be used together with a filename."));
         }
-        (Some(name), None) => MeasureFrom::Image(common.image(&name, CacheMode::Writeback)?),
+        (Some(name), None) => {
+            MeasureFrom::Image(Box::new(common.image(&name, CacheMode::Writeback)?))
+        }
         (None, _) if common.image_opts || common.format.is_some() || selected.is_some() => {
             return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
         }

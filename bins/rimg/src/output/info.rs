@@ -5,7 +5,7 @@ use imgcore::ops::info::{ChildInfo, InfoReport};
 use imgcore::opts::{filename, human};
 use serde_json::{Value, json};
 
-use super::{json as qemu_json, snapshots};
+use super::{json as qemu_json, shown_name, snapshots};
 
 /// All images of a chain, for people.
 pub fn human(chain: &[InfoReport]) -> String {
@@ -36,13 +36,28 @@ fn child_lines(child: &ChildInfo, parent: &str, text: &mut String) {
     for line in lines.lines() {
         text.push_str(&format!("    {line}\n"));
     }
+    let mut inner = String::new();
     for below in &child.info.children {
-        child_lines(below, &format!("{path}/"), text);
+        child_lines(below, &format!("{path}/"), &mut inner);
+    }
+    for line in inner.lines() {
+        text.push_str(&format!("    {line}\n"));
     }
 }
 
 fn is_protocol(format: &str) -> bool {
-    matches!(format, "file" | "host_device" | "host_cdrom" | "nbd" | "http" | "https")
+    matches!(
+        format,
+        "file"
+            | "host_device"
+            | "host_cdrom"
+            | "nbd"
+            | "http"
+            | "https"
+            | "null-co"
+            | "null-aio"
+            | "vvfat"
+    )
 }
 
 fn sized(bytes: u64) -> String {
@@ -68,7 +83,7 @@ fn file_lines(info: &InfoReport) -> String {
 fn image_lines(info: &InfoReport) -> String {
     let mut text = format!(
         "image: {}\nfile format: {}\nvirtual size: {}\ndisk size: {}\n",
-        info.filename,
+        shown_name::filename_of(info.filename.clone()),
         info.format,
         sized(info.virtual_size),
         on_disk(info)
@@ -143,13 +158,14 @@ fn dump(key: &str, value: &Value, level: usize, text: &mut String) {
 fn protocol_name(info: &InfoReport) -> String {
     match info.format.as_str() {
         "file" | "host_device" | "host_cdrom" => filename::quote_path(&info.filename),
-        _ => info.filename.clone(),
+        _ => shown_name::filename_of(info.filename.clone()),
     }
 }
 
 fn to_value(info: &InfoReport) -> Value {
     let protocol = is_protocol(&info.format);
-    let name = if protocol { protocol_name(info) } else { info.filename.clone() };
+    let name =
+        if protocol { protocol_name(info) } else { shown_name::filename_of(info.filename.clone()) };
     let mut value = json!({
         "filename": name,
         "format": info.format,

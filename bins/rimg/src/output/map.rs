@@ -2,6 +2,8 @@
 
 use imgcore::ops::map::MapEntry;
 
+use super::shown_name;
+
 /// The heading of the human form.
 pub fn heading() -> String {
     format!("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to")
@@ -24,7 +26,7 @@ pub fn human(e: &MapEntry) -> Result<Option<String>, &'static str> {
         hex(e.start),
         hex(e.length),
         hex(offset),
-        e.filename.as_deref().unwrap_or("")
+        e.filename.clone().map_or_else(String::new, shown_name::filename_of)
     )))
 }
 

@@ -1,13 +1,15 @@
 //! The name of an image that was not given as a plain path: the path, where that says all, or a
 //! `json:{...}` name with the options that change what the image contains.
 
+use imgcore::graph::open::OpenRequest;
 use imgcore::opts::filename::{self, Filename};
+use imgcore::opts::filter::{Filter, Shown};
 use imgcore::opts::http::without_credentials;
 use imgcore::opts::list::{self, FirstItem};
 use imgcore::opts::remote::Remote;
 use imgcore::opts::tree::{Flat, Scalar};
-use imgcore::opts::{ImageSpec, json};
-use serde_json::{Map, Value};
+use imgcore::opts::{ImageSpec, json as qemu_json};
+use serde_json::{Map, Value, json};
 
 /// Options that select a part of the file, or say how to decrypt it.
 const CONTENT: &[&str] = &["offset", "size", "key-secret", "encrypt.format", "encrypt.key-secret"];
@@ -18,13 +20,16 @@ pub fn of(written: &str, image_opts: bool, format: &str) -> String {
         let items = list::parse(written, FirstItem::ValueOf("file"));
         ImageSpec::from_options(written).map(|spec| (spec, Flat::from_items(&items)))
     } else if let Some(text) = written.strip_prefix("json:") {
-        let flat = json::parse(text).and_then(Flat::from_tree);
+        let flat = qemu_json::parse(text).and_then(Flat::from_tree);
         ImageSpec::from_json(text).and_then(|spec| flat.map(|f| (spec, f)))
     } else {
         return match filename::parse(written) {
             Ok(Filename::Path(path)) => filename::quote_path(&path),
-            Ok(Filename::Protocol { driver, name }) => match Remote::parse(driver, &name) {
-                Ok(Some(remote)) => remote.shown(),
+            Ok(Filename::Protocol { .. }) => match OpenRequest::parse(written, None) {
+                Ok(request) => ordered(match request.bottom() {
+                    Shown::Tree(file) => Shown::Tree(json!({ "driver": format, "file": file })),
+                    plain @ Shown::Plain(_) => plain,
+                }),
                 _ => without_credentials(written).into_owned(),
             },
             _ => without_credentials(written).into_owned(),
@@ -38,12 +43,26 @@ pub fn of(written: &str, image_opts: bool, format: &str) -> String {
 }
 
 fn of_spec(spec: &ImageSpec, mut flat: Flat, format: &str) -> Option<String> {
-    let bottom = spec.file.as_deref().unwrap_or(spec);
-    let driver = bottom.driver.as_deref().unwrap_or_default();
-    if Remote::is_driver(driver) {
-        let remote =
-            Remote::from_options(driver, bottom.filename.as_deref(), &bottom.other).ok()??;
-        return CONTENT.iter().all(|name| flat.take(name).is_none()).then(|| remote.shown());
+    let request = OpenRequest::from_spec(spec, "").ok()?;
+    if request.remote.is_some() || !request.filters.is_empty() {
+        let bottom = request.bottom();
+        let part = CONTENT.iter().any(|name| flat.iter().any(|(key, _)| key == *name));
+        // As it is, a protocol shows its own name.
+        let top =
+            spec.driver.as_deref().is_some_and(|d| Remote::is_driver(d) || Filter::is_driver(d));
+        if top || (matches!(bottom, Shown::Plain(_)) && !part) {
+            return Some(ordered(bottom));
+        }
+        let driver = request.remote.as_ref().map_or("file", |remote| remote.driver());
+        let mut top = Map::new();
+        for name in CONTENT {
+            if let Some(value) = flat.take(name) {
+                top.insert((*name).to_owned(), scalar(&value));
+            }
+        }
+        top.insert("driver".to_owned(), Value::from(spec.driver.as_deref().unwrap_or(format)));
+        top.insert("file".to_owned(), bottom.tree(driver));
+        return Some(format!("json:{}", super::json::compact(&top.into())));
     }
     let path = spec.bottom_path()?;
     let mut top = Map::new();
@@ -62,6 +81,20 @@ fn of_spec(spec: &ImageSpec, mut flat: Flat, format: &str) -> Option<String> {
     top.insert("driver".to_owned(), Value::from(spec.driver.as_deref().unwrap_or(format)));
     top.insert("file".to_owned(), file.into());
     Some(format!("json:{}", super::json::compact(&top.into())))
+}
+
+/// The members of a description in QEMU's order.
+fn ordered(shown: Shown) -> String {
+    match shown {
+        Shown::Plain(name) => filename_of(name),
+        Shown::Tree(tree) => format!("json:{}", super::json::compact(&tree)),
+    }
+}
+
+/// A name from imgcore, with the members of a description in QEMU's order.
+pub fn filename_of(name: String) -> String {
+    let tree = name.strip_prefix("json:").and_then(|text| serde_json::from_str::<Value>(text).ok());
+    tree.map_or(name, |tree| format!("json:{}", super::json::compact(&tree)))
 }
 
 fn scalar(value: &Scalar) -> Value {

@@ -9,6 +9,7 @@ use std::time::Duration;
 /// Every writable target: name of the file, format, `-o` options.
 pub const TARGETS: &[(&str, &str, &str)] = &[
     ("to.qcow2", "qcow2", ""),
+    ("to.qcow", "qcow", ""),
     ("to-mono.vmdk", "vmdk", "subformat=monolithicSparse"),
     ("to-flat.vmdk", "vmdk", "subformat=monolithicFlat"),
     ("to-2gb.vmdk", "vmdk", "subformat=twoGbMaxExtentSparse"),
@@ -102,8 +103,8 @@ impl Trip<'_> {
         }
         let _ = self.ours(&["check", "-f", to, file]);
         let _ = self.ours(&["compare", "-f", "raw", "-F", to, "all.raw", file]);
-        // qemu-img has no check for VHD.
-        if to != "vpc" {
+        // qemu-img has no check for these.
+        if !matches!(to, "vpc" | "qcow") {
             self.judge(&["check", "-f", to, file]);
         }
         self.judge(&["compare", "-f", "raw", "-F", to, "all.raw", file]);

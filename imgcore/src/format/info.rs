@@ -12,6 +12,8 @@ pub enum SpecificInfo {
     Vmdk(VmdkInfo),
     /// luks
     Luks(LuksInfo),
+    /// qcow; qemu-img shows nothing here.
+    Qcow(QcowInfo),
     /// vdi; qemu-img shows nothing here.
     Vdi(VdiInfo),
     /// vpc; qemu-img shows nothing here.
@@ -171,6 +173,21 @@ pub struct VmdkExtentInfo {
     /// Present (true) for compressed ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compressed: Option<bool>,
+}
+
+/// qcow's details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QcowInfo {
+    /// Where L1 is in the file.
+    pub l1_offset: u64,
+    /// Entries of L1.
+    pub l1_entries: u64,
+    /// Entries of an L2 table.
+    pub l2_entries: u64,
+    /// Encryption, as the format names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypt: Option<serde_json::Value>,
 }
 
 /// VDI's details; all names are ours.

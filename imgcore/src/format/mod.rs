@@ -41,15 +41,19 @@ pub mod cloop;
 mod codec;
 pub mod cow;
 mod crypt;
+mod deflate;
 pub mod dmg;
 pub mod info;
 pub mod luks;
 pub mod options;
 mod packed;
+pub mod qcow;
 pub mod qcow2;
 pub mod raw;
 #[cfg(test)]
 mod testing;
+mod two_level;
+mod used;
 mod uuid;
 pub mod vdi;
 pub mod vhdx;
@@ -686,6 +690,7 @@ pub fn drivers() -> &'static [&'static dyn Driver] {
     &[
         &raw::RawDriver,
         &qcow2::Qcow2Driver,
+        &qcow::QcowDriver,
         &vmdk::VmdkDriver,
         &vdi::VdiDriver,
         &vpc::VpcDriver,

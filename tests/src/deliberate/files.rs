@@ -211,4 +211,52 @@ pub const FILES: &[FileDifference] = &[
         why: NOTHING_STORED,
         complaint: r"map:",
     },
+    FileDifference {
+        scenario: "qcow: create",
+        file: "c.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "c.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "d.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "e.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "f.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "g.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "h.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: convert both ways",
+        file: "a.qcow",
+        why: NOTHING_STORED,
+        complaint: r"map:",
+    },
 ];

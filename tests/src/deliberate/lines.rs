@@ -2,8 +2,8 @@
 
 use super::LineDifference;
 use super::reasons::{
-    MORE_FORMATS, NAMED_FILE, NAMES_OF_11, NO_KEY_TO_MEASURE, OLD_LETTERS, REBUILT_ONCE,
-    VHDX_STATUS, WIDTH_KEPT,
+    MORE_FORMATS, NAMED_FILE, NAMES_OF_11, NO_KEY_TO_MEASURE, OLD_LETTERS, PACKED_QCOW,
+    REBUILT_ONCE, VHDX_STATUS, WIDTH_KEPT,
 };
 
 /// Lines of scenarios.
@@ -390,5 +390,77 @@ pub const LINES: &[LineDifference] = &[
         exit: None,
         stdout: Some(r"Strict mode: Offset 1048576 block status mismatch!\n"),
         stderr: None,
+    },
+    LineDifference {
+        scenario: "qcow: convert both ways",
+        line: "convert -c -f raw -O qcow a.raw d.qcow",
+        why: PACKED_QCOW,
+        exit: Some(0),
+        stdout: None,
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qcow: what qemu-img cannot",
+        line: "measure -O qcow --size 100M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qcow: what qemu-img cannot",
+        line: "measure -O qcow -f raw a.raw",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qcow: what qemu-img cannot",
+        line: "check -f qcow a.qcow",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"(?s)No errors were found on the image\.\n.*"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qcow: what qemu-img cannot",
+        line: "check -r all -f qcow a.qcow",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"(?s)No errors were found on the image\.\n.*"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qcow: what qemu-img cannot",
+        line: "check -f qcow --output=json a.qcow",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r#"(?s)\{.*"allocated-clusters": 281,.*"#),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qcow: what qemu-img cannot",
+        line: "resize -f qcow a.qcow +1M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qcow: what qemu-img cannot",
+        line: "resize -f qcow --shrink a.qcow 2M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qcow: what qemu-img cannot",
+        line: "rebase -u -f qcow -b '' a.qcow",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r""),
+        stderr: Some(r""),
     },
 ];

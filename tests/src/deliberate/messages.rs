@@ -42,13 +42,13 @@ pub const DIFFERENCES: &[Difference] = &[
         by: "${1}${2}",
     },
     Difference {
-        why: "Details of VDI, VHD and VHDX (kind, identifiers, parent): the reference shows none.",
-        pattern: r"(?m)^Format specific information:\n(?:    [^\n]*\n)*?    (?:uuid|disk id): [^\n]*\n(?:    [^\n]*\n)*",
+        why: "Details of qcow, VDI, VHD and VHDX (tables, kind, identifiers, parent): the reference shows none.",
+        pattern: r"(?m)^Format specific information:\n(?:    [^\n]*\n)*?    (?:uuid|disk id|l2 entries): [^\n]*\n(?:    [^\n]*\n)*",
         by: "",
     },
     Difference {
         why: "The same in JSON.",
-        pattern: r#"(?m)^    "format-specific": \{\n        "type": "(?:vdi|vpc|vhdx)",\n(?:        [^\n]*\n)+    \},\n"#,
+        pattern: r#"(?m)^    "format-specific": \{\n        "type": "(?:qcow|vdi|vpc|vhdx)",\n(?:        [^\n]*\n)+    \},\n"#,
         by: "",
     },
     Difference {

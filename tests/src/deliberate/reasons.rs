@@ -22,3 +22,5 @@ pub(super) const NOTHING_STORED: &str = "Zeroes over blocks that were never writ
 
 pub(super) const NO_KEY_TO_MEASURE: &str =
     "How large an encrypted image will be does not depend on the passphrase; none is asked for.";
+pub(super) const PACKED_QCOW: &str =
+    "The reference writes a compressed qcow and exits with 1 without a message, always.";

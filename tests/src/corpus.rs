@@ -58,7 +58,6 @@ impl Row {
         match self.format.as_str() {
             "malicious" => None,
             "vhd" => Some("vpc"),
-            "qcow1" => Some("qcow"),
             format => Some(format),
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 pub const TARGETS: &[(&str, &str, &str)] = &[
     ("to.qcow2", "qcow2", ""),
     ("to.qcow", "qcow", ""),
+    ("to.qed", "qed", ""),
     ("to-mono.vmdk", "vmdk", "subformat=monolithicSparse"),
     ("to-flat.vmdk", "vmdk", "subformat=monolithicFlat"),
     ("to-2gb.vmdk", "vmdk", "subformat=twoGbMaxExtentSparse"),

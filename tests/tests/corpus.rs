@@ -16,8 +16,19 @@ use suite::roundtrip::{Programs, round_trip};
 use suite::tools;
 
 /// The formats that are whole so far.
-const FORMATS: &[&str] =
-    &["raw", "qcow2", "qcow", "qcow1", "vmdk", "vdi", "vhd", "vhdx", "bochs", "cloop", "dmg"];
+const FORMATS: &[&str] = &[
+    "raw",
+    "qcow2",
+    "qcow",
+    "qed",
+    "vmdk",
+    "vdi",
+    "vhd",
+    "vhdx",
+    "bochs",
+    "cloop",
+    "dmg",
+];
 
 /// Formats whose images need a passphrase: their content is compared in the format's own tests; here they
 /// are only challenged.

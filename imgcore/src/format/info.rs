@@ -14,6 +14,8 @@ pub enum SpecificInfo {
     Luks(LuksInfo),
     /// qcow; qemu-img shows nothing here.
     Qcow(QcowInfo),
+    /// qed; qemu-img shows nothing here.
+    Qed(QedInfo),
     /// vdi; qemu-img shows nothing here.
     Vdi(VdiInfo),
     /// vpc; qemu-img shows nothing here.
@@ -188,6 +190,26 @@ pub struct QcowInfo {
     /// Encryption, as the format names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encrypt: Option<serde_json::Value>,
+}
+
+/// QED's details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QedInfo {
+    /// Clusters of a table.
+    pub table_size: u64,
+    /// Clusters of the header.
+    pub header_size: u64,
+    /// Where L1 is in the file.
+    pub l1_offset: u64,
+    /// Not cleanly closed.
+    pub need_check: bool,
+    /// Feature bits that may be ignored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_compatible_features: Option<u64>,
+    /// Feature bits that the next writer clears.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_autoclear_features: Option<u64>,
 }
 
 /// VDI's details; all names are ours.

@@ -49,6 +49,7 @@ pub mod options;
 mod packed;
 pub mod qcow;
 pub mod qcow2;
+pub mod qed;
 pub mod raw;
 #[cfg(test)]
 mod testing;
@@ -691,6 +692,7 @@ pub fn drivers() -> &'static [&'static dyn Driver] {
         &raw::RawDriver,
         &qcow2::Qcow2Driver,
         &qcow::QcowDriver,
+        &qed::QedDriver,
         &vmdk::VmdkDriver,
         &vdi::VdiDriver,
         &vpc::VpcDriver,

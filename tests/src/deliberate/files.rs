@@ -2,7 +2,8 @@
 
 use super::FileDifference;
 use super::reasons::{
-    FOOTER, NAMES_OF_11, NO_HALF_FILES, NOTHING_STORED, OLD_LETTERS, SPARSE_TABLES, WIDTH_KEPT,
+    EMPTIED, FOOTER, NAMES_OF_11, NO_HALF_FILES, NOTHING_STORED, OLD_LETTERS,
+    SPARSE_TABLES, WIDTH_KEPT,
 };
 
 /// Files of scenarios.
@@ -258,5 +259,23 @@ pub const FILES: &[FileDifference] = &[
         file: "a.qcow",
         why: NOTHING_STORED,
         complaint: r"map:",
+    },
+    FileDifference {
+        scenario: "qed: create",
+        file: "i.qed",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qed: create",
+        file: "h.qed",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qed: commit",
+        file: "a.qed",
+        why: EMPTIED,
+        complaint: r"(?:check|map):",
     },
 ];

@@ -2,8 +2,8 @@
 
 use super::LineDifference;
 use super::reasons::{
-    MORE_FORMATS, NAMED_FILE, NAMES_OF_11, NO_KEY_TO_MEASURE, OLD_LETTERS, PACKED_QCOW,
-    REBUILT_ONCE, VHDX_STATUS, WIDTH_KEPT,
+    EMPTIED, MORE_FORMATS, NAMED_FILE, NAMES_OF_11, NO_KEY_TO_MEASURE, OLD_LETTERS,
+    PACKED_QCOW, REBUILT_ONCE, VHDX_STATUS, WIDTH_KEPT,
 };
 
 /// Lines of scenarios.
@@ -461,6 +461,46 @@ pub const LINES: &[LineDifference] = &[
         why: MORE_FORMATS,
         exit: Some(0),
         stdout: Some(r""),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qed: commit",
+        line: "check a.qed",
+        why: EMPTIED,
+        exit: None,
+        stdout: Some(r"No errors were found on the image\.\n"),
+        stderr: None,
+    },
+    LineDifference {
+        scenario: "qed: what qemu-img cannot",
+        line: "measure -O qed --size 100M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qed: what qemu-img cannot",
+        line: "measure -O qed -f raw a.raw",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "qed: what qemu-img cannot",
+        line: "check -r leaks a.qed",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"(?s).*2 leaked clusters\n.*No errors were found on the image\.\n.*"),
+        stderr: Some(r"Repairing leaked clusters: 2\n"),
+    },
+    LineDifference {
+        scenario: "qed: what qemu-img cannot",
+        line: "resize -f qed --shrink a.qed 2M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
         stderr: Some(r""),
     },
 ];

@@ -24,3 +24,5 @@ pub(super) const NO_KEY_TO_MEASURE: &str =
     "How large an encrypted image will be does not depend on the passphrase; none is asked for.";
 pub(super) const PACKED_QCOW: &str =
     "The reference writes a compressed qcow and exits with 1 without a message, always.";
+pub(super) const EMPTIED: &str =
+    "What was committed takes no space in the overlay any more; the reference cannot empty it.";

@@ -121,7 +121,7 @@ fn has_own_layout(text: &str) -> bool {
         text.contains(&format!("file format: {format}\n"))
             || text.contains(&format!("\"format\": \"{format}\""))
     };
-    ["qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx"].iter().any(|f| names(f))
+    ["qcow2", "qcow", "qed", "parallels", "vmdk", "vdi", "vpc", "vhdx"].iter().any(|f| names(f))
         && !names("raw")
 }
 

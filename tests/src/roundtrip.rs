@@ -11,6 +11,7 @@ pub const TARGETS: &[(&str, &str, &str)] = &[
     ("to.qcow2", "qcow2", ""),
     ("to.qcow", "qcow", ""),
     ("to.qed", "qed", ""),
+    ("to.hdd", "parallels", ""),
     ("to-mono.vmdk", "vmdk", "subformat=monolithicSparse"),
     ("to-flat.vmdk", "vmdk", "subformat=monolithicFlat"),
     ("to-2gb.vmdk", "vmdk", "subformat=twoGbMaxExtentSparse"),
@@ -54,7 +55,12 @@ pub fn round_trip(
     }
     let format = row.driver().unwrap_or("raw");
     let trip = Trip { programs, dir, complaints: Vec::new() };
-    Ok(trip.run(row, format, row.name()))
+    Ok(trip.run(row, format, opened(row)))
+}
+
+/// The file to open: a folder of Parallels is opened by its descriptor.
+fn opened(row: &Row) -> &str {
+    if row.subformat.contains("DiskDescriptor.xml") { "DiskDescriptor.xml" } else { row.name() }
 }
 
 struct Trip<'a> {

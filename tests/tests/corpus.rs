@@ -21,6 +21,7 @@ const FORMATS: &[&str] = &[
     "qcow2",
     "qcow",
     "qed",
+    "parallels",
     "vmdk",
     "vdi",
     "vhd",

@@ -47,6 +47,7 @@ pub mod info;
 pub mod luks;
 pub mod options;
 mod packed;
+pub mod parallels;
 pub mod qcow;
 pub mod qcow2;
 pub mod qed;
@@ -693,6 +694,7 @@ pub fn drivers() -> &'static [&'static dyn Driver] {
         &qcow2::Qcow2Driver,
         &qcow::QcowDriver,
         &qed::QedDriver,
+        &parallels::ParallelsDriver,
         &vmdk::VmdkDriver,
         &vdi::VdiDriver,
         &vpc::VpcDriver,

@@ -2,7 +2,7 @@
 
 use super::FileDifference;
 use super::reasons::{
-    EMPTIED, FOOTER, NAMES_OF_11, NO_HALF_FILES, NOTHING_STORED, OLD_LETTERS,
+    EMPTIED, FOOTER, LEFT_IN_USE, NAMES_OF_11, NO_HALF_FILES, NOTHING_STORED, OLD_LETTERS,
     SPARSE_TABLES, WIDTH_KEPT,
 };
 
@@ -273,9 +273,27 @@ pub const FILES: &[FileDifference] = &[
         complaint: r"ours is missing",
     },
     FileDifference {
+        scenario: "parallels: create",
+        file: "j.hdd",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
         scenario: "qed: commit",
         file: "a.qed",
         why: EMPTIED,
         complaint: r"(?:check|map):",
+    },
+    FileDifference {
+        scenario: "parallels: convert both ways",
+        file: "a.hdd",
+        why: NOTHING_STORED,
+        complaint: r"(?:check|map):",
+    },
+    FileDifference {
+        scenario: "parallels: info",
+        file: "a.hdd",
+        why: LEFT_IN_USE,
+        complaint: r"check: exit 2 / exit 0",
     },
 ];

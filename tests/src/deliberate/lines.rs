@@ -2,7 +2,7 @@
 
 use super::LineDifference;
 use super::reasons::{
-    EMPTIED, MORE_FORMATS, NAMED_FILE, NAMES_OF_11, NO_KEY_TO_MEASURE, OLD_LETTERS,
+    EMPTIED, MORE_FORMATS, NAMED_FILE, NAMES_OF_11, NO_KEY_TO_MEASURE, NOTHING_STORED, OLD_LETTERS,
     PACKED_QCOW, REBUILT_ONCE, VHDX_STATUS, WIDTH_KEPT,
 };
 
@@ -502,5 +502,53 @@ pub const LINES: &[LineDifference] = &[
         exit: Some(0),
         stdout: Some(r"Image resized\.\n"),
         stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "parallels: what qemu-img cannot",
+        line: "measure -O parallels --size 100M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "parallels: what qemu-img cannot",
+        line: "measure -O parallels -f raw a.raw",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"required size: \d+\nfully allocated size: \d+\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "parallels: what qemu-img cannot",
+        line: "resize -f parallels a.hdd +1M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "parallels: what qemu-img cannot",
+        line: "resize -f parallels --shrink a.hdd 2M",
+        why: MORE_FORMATS,
+        exit: Some(0),
+        stdout: Some(r"Image resized\.\n"),
+        stderr: Some(r""),
+    },
+    LineDifference {
+        scenario: "parallels: convert both ways",
+        line: "check a.hdd",
+        why: NOTHING_STORED,
+        exit: None,
+        stdout: Some(r"(?s)No errors were found on the image\.\n3/8 .*"),
+        stderr: None,
+    },
+    LineDifference {
+        scenario: "parallels: damaged",
+        line: "check e.hdd",
+        why: "The reference aborts.",
+        exit: Some(2),
+        stdout: Some(r"(?s)\n1 errors were found on the image\.\n.*"),
+        stderr: Some(r"ERROR cluster 2 is outside image\n"),
     },
 ];

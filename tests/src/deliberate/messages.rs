@@ -42,8 +42,8 @@ pub const DIFFERENCES: &[Difference] = &[
         by: "${1}${2}",
     },
     Difference {
-        why: "Details of qcow, QED, VDI, VHD and VHDX (tables, kind, identifiers, parent): the reference shows none.",
-        pattern: r"(?m)^Format specific information:\n(?:    [^\n]*\n)*?    (?:uuid|disk id|l2 entries|table size): [^\n]*\n(?:    [^\n]*\n)*",
+        why: "Details of qcow, QED, Parallels, VDI, VHD and VHDX (tables, kind, identifiers, parent): the reference shows none.",
+        pattern: r"(?m)^Format specific information:\n(?:    [^\n]*\n)*?    (?:uuid|disk id|l2 entries|table size|table entries): [^\n]*\n(?:    [^\n]*\n)*",
         by: "",
     },
     Difference {

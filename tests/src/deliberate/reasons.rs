@@ -26,3 +26,5 @@ pub(super) const PACKED_QCOW: &str =
     "The reference writes a compressed qcow and exits with 1 without a message, always.";
 pub(super) const EMPTIED: &str =
     "What was committed takes no space in the overlay any more; the reference cannot empty it.";
+pub(super) const LEFT_IN_USE: &str =
+    "The reference marks an image as in use before it finds out that it cannot do what is wanted.";

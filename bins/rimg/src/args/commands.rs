@@ -12,6 +12,7 @@ const FORMATS: &[&str] = &[
     "qcow2",
     "qcow",
     "qed",
+    "parallels",
     "vmdk",
     "vdi",
     "vpc",
@@ -24,7 +25,7 @@ const FORMATS: &[&str] = &[
 ];
 /// Those that can be created.
 const TARGETS: &[&str] =
-    &["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "luks"];
+    &["raw", "qcow2", "qcow", "qed", "parallels", "vmdk", "vdi", "vpc", "vhdx", "luks"];
 pub(super) const CACHE_MODES: &[&str] =
     &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];

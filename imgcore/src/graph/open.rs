@@ -116,11 +116,22 @@ impl Opening<'_> {
             ))
             .context(NO_SNAPSHOT));
         }
+        let below_given = match &request.backing {
+            BackingChoice::Recorded => false,
+            BackingChoice::Nothing => true,
+            BackingChoice::Given(given) => !given.filename.is_empty(),
+        };
         let image = driver
             .open(OpenContext {
                 storage,
                 access,
-                gate: &ImageGate { image: path, options: level.options, policy: &below, header },
+                gate: &ImageGate {
+                    image: path,
+                    options: level.options,
+                    policy: &below,
+                    header,
+                    below_given,
+                },
                 snapshot,
                 data_file,
                 scratch: depth == 0 && self.options.purpose == Purpose::Scratch,

@@ -74,7 +74,8 @@ pub(super) fn open(cx: &OpenContext<'_>) -> Result<QcowImage> {
         }
     }
     // Tables are not encrypted: a look at them needs no key.
-    let keyed = if geometry.encrypted && !cx.header_only {
+    let keyless = cx.header_only || (cx.for_check && secret.is_none());
+    let keyed = if geometry.encrypted && !keyless {
         let passphrase = cx.gate.passphrase(secret)?.ok_or_else(no_key)?;
         let cipher = legacy::cipher(&passphrase)?;
         let places = Arc::new(GuestKeyed::new(Arc::clone(&cx.storage), cipher));

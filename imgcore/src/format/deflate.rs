@@ -28,8 +28,9 @@ impl Deflater {
 
     /// Replaces the content of `out` by the stream of `unit`, if that is shorter.
     pub fn deflate(&mut self, unit: &[u8], out: &mut Vec<u8>) -> Result<Encoded> {
-        // A cluster that does not become smaller is stored as it is.
-        let room = unit.len() - 1;
+        // Room for the worst case: a stream that is broken off for want of room, and then another one by the
+        // same compressor, make zlib-rs (0.6) panic.
+        let room = unit.len() + unit.len() / 4 + 64;
         self.0.reset();
         out.clear();
         out.reserve(room);
@@ -38,10 +39,12 @@ impl Deflater {
             .0
             .compress(unit, out, flate2::FlushCompress::Finish)
             .map_err(|e| Error::invalid(format!("deflate failed: {e}")))?;
-        if status != flate2::Status::StreamEnd {
+        // A cluster that does not become smaller is stored as it is.
+        let len = small(self.0.total_out());
+        if status != flate2::Status::StreamEnd || len >= unit.len() {
             return Ok(Encoded::Incompressible);
         }
-        out.truncate(small(self.0.total_out()));
+        out.truncate(len);
         Ok(Encoded::Done)
     }
 }
@@ -115,5 +118,37 @@ impl DecodedCluster {
     /// Forgets whatever it is.
     pub fn forget_all(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Held::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clusters that do not become smaller, between others that do.
+    #[test]
+    fn any_bytes() {
+        let mut n = 1u64;
+        let mut byte = |mask: u8| {
+            n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            n.to_le_bytes()[7] & mask
+        };
+        for level in [Level::Default, Level::Exactly(0), Level::Exactly(1), Level::Exactly(9)] {
+            for len in [512, 4096, 65536, 2 << 20] {
+                let mut z = Deflater::new(level);
+                let mut out = Vec::new();
+                for round in 0..12 {
+                    let mask = [0xff, 3, 0xff, 0x7f, 0][round % 5];
+                    let unit: Vec<u8> = (0..len).map(|_| byte(mask)).collect();
+                    if z.deflate(&unit, &mut out).unwrap() == Encoded::Incompressible {
+                        assert!(mask >= 0x7f || level == Level::Exactly(0), "{mask} {len}");
+                        continue;
+                    }
+                    assert!(out.len() < unit.len());
+                    let mut back = vec![0; len];
+                    assert!(inflate(&out, &mut back) && back == unit);
+                }
+            }
+        }
     }
 }

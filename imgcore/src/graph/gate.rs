@@ -177,6 +177,8 @@ pub(super) struct ImageGate<'a> {
     pub policy: &'a Policy,
     /// A detached header that the user named.
     pub header: Option<Arc<dyn Storage>>,
+    /// The user said what lies below.
+    pub below_given: bool,
 }
 
 impl OpenGate for ImageGate<'_> {
@@ -187,6 +189,10 @@ impl OpenGate for ImageGate<'_> {
 
     fn given(&self, role: &str) -> Option<Arc<dyn Storage>> {
         self.header.clone().filter(|_| role == "header")
+    }
+
+    fn below_is_given(&self) -> bool {
+        self.below_given
     }
 
     fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {

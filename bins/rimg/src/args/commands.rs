@@ -7,10 +7,25 @@
 use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 
 /// All formats that can be read.
-const FORMATS: &[&str] =
-    &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks", "bochs", "cloop", "cow", "dmg"];
+const FORMATS: &[&str] = &[
+    "raw",
+    "qcow2",
+    "qcow",
+    "qed",
+    "parallels",
+    "vmdk",
+    "vdi",
+    "vpc",
+    "vhdx",
+    "luks",
+    "bochs",
+    "cloop",
+    "cow",
+    "dmg",
+];
 /// Those that can be created.
-pub(super) const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks"];
+pub(super) const TARGETS: &[&str] =
+    &["raw", "qcow2", "qcow", "qed", "parallels", "vmdk", "vdi", "vpc", "vhdx", "luks"];
 pub(super) const CACHE_MODES: &[&str] =
     &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];

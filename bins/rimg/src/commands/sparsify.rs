@@ -67,7 +67,10 @@ pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     let image = common.image(source, CacheMode::Writeback)?;
     match target {
         Some(target) if !wish.dry_run => copy(&common, wish, image, target),
-        None if wish.in_place && !wish.dry_run => in_place(&common, wish, image),
+        None if wish.in_place && !wish.dry_run => {
+            common.interrupted = "Interrupted; what was freed stays freed, and the image is sound";
+            in_place(&common, wish, image)
+        }
         _ => {
             let options = SurveyOptions { image, selection: wish.selection };
             let reporter = common.reporter();

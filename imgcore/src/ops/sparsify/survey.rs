@@ -80,12 +80,12 @@ impl Plan {
         selection.check(&layout.volumes(&disk))?;
         for volume in layout.carriers(&disk) {
             check_cancelled(job.watcher)?;
-            plan.look(&volume, &layout, selection)?;
+            plan.look(&volume, &layout, selection, job)?;
         }
         for group in &layout.groups {
             for logical in group.volumes.iter().filter(|l| l.visible) {
                 check_cancelled(job.watcher)?;
-                plan.look_at_logical(&disk, group, logical, selection)?;
+                plan.look_at_logical(&disk, (group, logical), selection, job)?;
             }
         }
         if selection.unpartitioned == Unpartitioned::Free && layout.table != Table::None {
@@ -127,7 +127,13 @@ impl Plan {
         self.sources.push(Some(Free::Ranges(ranges)));
     }
 
-    fn look(&mut self, volume: &Volume, layout: &Layout, selection: &Selection) -> Result<()> {
+    fn look(
+        &mut self,
+        volume: &Volume,
+        layout: &Layout,
+        selection: &Selection,
+        job: &Job<'_>,
+    ) -> Result<()> {
         let found = content::probe(volume)?;
         let name = volume.name();
         let mut report =
@@ -141,16 +147,16 @@ impl Plan {
             let source = unused_extents(&name, layout);
             return self.add(report, source);
         }
-        let source = verified(volume, &found, &mut report);
+        let source = verified(volume, &found, &mut report, job);
         self.add(report, source)
     }
 
     fn look_at_logical(
         &mut self,
         disk: &GuestDisk,
-        group: &Group,
-        logical: &LogicalVolume,
+        (group, logical): (&Group, &LogicalVolume),
         selection: &Selection,
+        job: &Job<'_>,
     ) -> Result<()> {
         let mut report = VolumeReport {
             name: format!("{}/{}", group.name, logical.name),
@@ -171,7 +177,7 @@ impl Plan {
                 .hint("remove snapshots that are no longer needed: lvremove");
             return self.add(report, Err(why));
         }
-        let source = verified(&volume, &found, &mut report);
+        let source = verified(&volume, &found, &mut report, job);
         self.add(report, source)
     }
 
@@ -237,11 +243,16 @@ impl Plan {
 }
 
 /// The map of a volume, read once from beginning to end.
-fn verified(volume: &Volume, found: &[Content], report: &mut VolumeReport) -> Result<(Free, u64)> {
+fn verified(
+    volume: &Volume,
+    found: &[Content],
+    report: &mut VolumeReport,
+    job: &Job<'_>,
+) -> Result<(Free, u64)> {
     let map = free::open(volume, found)?;
     report.content = Some(map.kind().to_owned());
     report.block_size = Some(map.unit());
-    let sum = Summary::of(&*map, &mut |_| Ok(()))?;
+    let sum = Summary::of(&*map, &mut |_| check_cancelled(job.watcher))?;
     Ok((Free::Map(volume.clone(), map), sum.free))
 }
 

@@ -122,7 +122,9 @@ impl<'a> Reader<'a> {
         // More of its runs may stand in records that the runs known so far reach.
         let rest = self.more_runs(MFT, &record)?;
         self.mft.extend(rest)?;
-        if self.mft.clusters().saturating_mul(self.cluster) < self.mft_len {
+        // No part of it is a hole: what is stored covers its length.
+        let stored = self.mft.stored().fold(0u64, |sum, (_, count)| sum.saturating_add(count));
+        if stored != self.mft.clusters() || stored.saturating_mul(self.cluster) < self.mft_len {
             return Err(damaged("the master file table is cut off"));
         }
         Ok(())

@@ -56,7 +56,7 @@ pub mod raw;
 mod testing;
 mod two_level;
 mod used;
-mod uuid;
+pub(crate) mod uuid;
 pub mod vdi;
 pub mod vhdx;
 pub mod vmdk;
@@ -342,6 +342,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Gives a range back; `at` and `len` are multiples of `Granularity::discard` (or end with the
     /// disk). With a backing file the range must then read as zeroes, not as the backing file.
     fn discard(&self, _at: GuestOffset, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives the host's space of all that the image's file holds unused back, where a discard alone keeps it
+    /// for the next allocation. The image must have been checked: what its tables call unused is lost.
+    fn release_unused(&self) -> Result<()> {
         Ok(())
     }
 

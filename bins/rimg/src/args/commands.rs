@@ -24,7 +24,7 @@ const FORMATS: &[&str] = &[
     "dmg",
 ];
 /// Those that can be created.
-const TARGETS: &[&str] =
+pub(super) const TARGETS: &[&str] =
     &["raw", "qcow2", "qcow", "qed", "parallels", "vmdk", "vdi", "vpc", "vhdx", "luks"];
 pub(super) const CACHE_MODES: &[&str] =
     &["none", "writeback", "unsafe", "writethrough", "directsync"];
@@ -32,7 +32,7 @@ const HUMAN_JSON: &[&str] = &["human", "json"];
 
 pub(super) const HELP: Opt = flag(Some('h'), "help", "Print this help and exit");
 pub(super) const QUIET: Opt = flag(Some('q'), "quiet", "Print errors only");
-const PROGRESS: Opt = flag(
+pub(super) const PROGRESS: Opt = flag(
     Some('p'),
     "progress",
     "Show progress: a bar on a terminal, percentages elsewhere; --progress=json prints one JSON \
@@ -68,7 +68,8 @@ pub(super) const OBJECT: Opt = val(
 const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);
 // Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for
 // qemu-img must stay so.
-const OUTPUT_EXACT: Opt = Opt { id: "output", long: NO_LONG, also: &["output"], ..OUTPUT };
+pub(super) const OUTPUT_EXACT: Opt =
+    Opt { id: "output", long: NO_LONG, also: &["output"], ..OUTPUT };
 pub(super) const ALLOW: Opt = val(
     None,
     NO_LONG,
@@ -79,7 +80,7 @@ pub(super) const ALLOW: Opt = val(
 .id("allow")
 .also(&["allow"])
 .under("Safety");
-const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
+pub(super) const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
     .id("force")
     .also(&["force"])
     .under("Safety");
@@ -88,13 +89,13 @@ const CACHE: Opt = val(Some('t'), "cache", "CACHE", "Cache mode of the image (de
 pub(super) const IMAGE: Positional =
     pos("FILENAME", "Image file name (or specification, with --image-opts)");
 
-const SIZES: &str =
+pub(super) const SIZES: &str =
     "Sizes are bytes, or take a suffix k, M, G, T, P, E (powers of 1024): 20G, 1.5T.";
 
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
     AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
-    INFO, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT,
+    INFO, INSPECT, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT, SPARSIFY,
 ];
 
 /// Options before the command.
@@ -330,7 +331,10 @@ const CONVERT: Command = Command {
         any number of threads. Zeroes take no space in the target.\n\n\
         A source called - is standard input; one that is packed (.gz, .xz, .zst, .bz2) is unpacked. Both are \
         put into a temporary file beside the target first, which needs space for the whole disk. A target \
-        called - is standard output.",
+        called - is standard output.\n\n\
+        A source may be on a web server (http://, https://): it is read in place, on several connections, and \
+        a connection that breaks is gone on with. Where the server gives no parts of files, or the image is \
+        packed, it is copied to a temporary file first.",
     positionals: &[
         pos("SRC_FILENAME", "Source image (or specification, with --image-opts), or -").many(),
         pos("TGT_FILENAME", "Target image, or -"),
@@ -404,6 +408,15 @@ const CONVERT: Command = Command {
         )
         .id("verify")
         .also(&["verify"])
+        .under("Target"),
+        flag(
+            None,
+            NO_LONG,
+            "Leave out what the guest's file systems do not use: see rimg sparsify, which says what that \
+             is and can leave volumes alone",
+        )
+        .id("sparsify")
+        .also(&["sparsify"])
         .under("Target"),
         flag(
             None,
@@ -619,33 +632,10 @@ const DIGEST: Command = Command {
     ],
 };
 
-const RESIZE: Command = Command {
-    name: "resize",
-    about: "Resize the image to the new size",
-    details: "Changes the size of the disk: to SIZE, or by +SIZE or -SIZE. The guest's partitions \
-        and file systems are not touched: shrink them first, grow them afterwards. Shrinking needs \
-        --shrink, because what lies beyond the new end is lost.",
-    positionals: &[IMAGE, pos("[+-]SIZE", SIZES)],
-    opts: &[
-        HELP,
-        FORMAT,
-        IMAGE_OPTS,
-        val(None, "preallocation", "MODE", "How to make new space: off, metadata, falloc, full")
-            .values(&["off", "metadata", "falloc", "full"]),
-        flag(None, "shrink", "Allow the disk to become smaller"),
-        OBJECT,
-        QUIET,
-        ALLOW,
-        OUTPUT_EXACT,
-    ],
-    examples: &[
-        ("rimg resize disk.qcow2 +10G", "Ten GiB more"),
-        ("rimg resize -f raw --shrink disk.raw 5G", "Exactly 5 GiB, smaller than now"),
-    ],
-    exit_codes: &[],
-};
-
+const RESIZE: Command = super::resize::RESIZE;
 const SERVE: Command = super::serve::SERVE;
+const INSPECT: Command = super::inspect::INSPECT;
+const SPARSIFY: Command = super::sparsify::SPARSIFY;
 
 const SNAPSHOT: Command = Command {
     name: "snapshot",

@@ -44,7 +44,9 @@ fn shapes(format: &str) -> &'static [Shape] {
         "vpc" => &[(3 * MIB, &[]), (MIB, &[("subformat", "fixed")])],
         "vhdx" => &[(3 * MIB, &[("block_size", "1M")]), (MIB, &[("subformat", "fixed")])],
         "luks" => &[(64 * KIB, &[("key-secret", "s"), ("iter-time", "1")])],
-        "qcow" => &[(MIB, &[])],
+        "qcow" => {
+            &[(MIB, &[]), (256 * KIB, &[("encrypt.format", "aes"), ("encrypt.key-secret", "s")])]
+        }
         "qed" => &[(MIB, &[("cluster_size", "4k"), ("table_size", "1")]), (8 * MIB, &[])],
         "parallels" => &[(4 * MIB, &[]), (MIB, &[("cluster_size", "4k")])],
         _ => &[],

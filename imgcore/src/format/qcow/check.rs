@@ -297,7 +297,8 @@ impl Walk<'_> {
         let cluster = self.image.read_state().geometry.cluster();
         let give = repair != Repair::Nothing && self.report.corruptions == 0;
         let mut leaked = 0;
-        let end = round_up(self.end, SECTOR);
+        // L1 of an empty image, and the last stream, may end anywhere in a cluster.
+        let end = round_up(self.end, cluster);
         if self.len > end {
             leaked += (self.len - end).div_ceil(cluster);
         }

@@ -197,7 +197,7 @@ impl Walk<'_> {
     fn cluster(&mut self, index: u64, entry: u64) -> Result<()> {
         let Cluster::At(at) = Cluster::of(entry) else { return Ok(()) };
         let g = self.image.read_state().geometry.clone();
-        let guest = index * g.cluster;
+        let guest = index.saturating_mul(g.cluster);
         if !g.may_lie(at, self.len) {
             self.damage(&format!(
                 "the cluster for guest offset {guest:#x} is said to be at {at:#x}, where none can be"

@@ -137,6 +137,11 @@ fn long_runs() {
 
 #[test]
 fn leaks() {
+    for size in [512, 3 * MIB, 1 << 40] {
+        let empty = testing::create(&QcowDriver, size, &[]).unwrap();
+        let (report, _) = testing::check(&QcowDriver, testing::memory(&empty), Repair::Nothing);
+        assert_eq!((report.leaks, report.corruptions), (0, 0));
+    }
     let (image, disk) = mixed();
     let mut dice = Dice(1);
     let mut bytes = image.clone();

@@ -65,6 +65,17 @@ pub(super) const ALLOW: Opt = val(
 .id("allow")
 .also(&["allow"])
 .under("Safety");
+pub(super) const SANDBOX: Opt = val(
+    None,
+    NO_LONG,
+    "on|off|require",
+    "Whether the process confines itself to what the command names before it reads an image, so that a \
+     malicious one gains nothing: on (default) as far as the kernel can, require: or fail, off: not at all",
+)
+.values(&["on", "off", "require"])
+.id("sandbox")
+.also(&["sandbox"])
+.under("Safety");
 const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
     .id("force")
     .also(&["force"])
@@ -119,6 +130,7 @@ const CREATE: Command = Command {
         flag(Some('u'), "backing-unsafe", "Do not look at the backing file").under("Overlay"),
         FORCE,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
         flag(Some('e'), NO_LONG, "As -o encryption=on").id("encrypt").hidden(),
         flag(Some('6'), NO_LONG, "As -o compat6").id("compat6").hidden(),
@@ -178,6 +190,7 @@ const IMPORT: Command = Command {
         QUIET,
         FORCE,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -204,6 +217,7 @@ const INFO: Command = Command {
         OBJECT,
         IMAGE_OPTS,
         ALLOW,
+        SANDBOX,
         val(Some('t'), NO_LONG, "CACHE", "Cache mode (default writeback)")
             .id("cache")
             .also(&["cache"])
@@ -257,6 +271,7 @@ const CHAIN: Command = Command {
         PROGRESS,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -292,6 +307,7 @@ const CHECK: Command = Command {
         IMAGE_OPTS,
         QUIET,
         ALLOW,
+        SANDBOX,
     ],
     examples: &[
         ("rimg check disk.qcow2", "Look, change nothing"),
@@ -424,6 +440,7 @@ const CONVERT: Command = Command {
         QUIET,
         FORCE,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
         flag(Some('e'), NO_LONG, "As -o encryption=on").id("encrypt").hidden(),
         flag(Some('6'), NO_LONG, "As -o compat6").id("compat6").hidden(),
@@ -466,6 +483,7 @@ const MAP: Command = Command {
         val(Some('s'), "start-offset", "OFFSET", "Begin at this offset"),
         val(Some('l'), "max-length", "LENGTH", "List at most so many bytes"),
         ALLOW,
+        SANDBOX,
     ],
     examples: &[
         ("rimg map disk.qcow2", "Plain data and its place in the file"),
@@ -496,6 +514,7 @@ const MEASURE: Command = Command {
         val(Some('s'), "size", "SIZE", "A disk of this size instead of an image"),
         FORCE_SHARE,
         ALLOW,
+        SANDBOX,
     ],
     examples: &[
         ("rimg measure -O qcow2 --size 100G", "An empty disk"),
@@ -522,6 +541,7 @@ const COMPARE: Command = Command {
         PROGRESS,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -560,6 +580,7 @@ const DIFF: Command = Command {
         PROGRESS,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -594,6 +615,7 @@ const DIGEST: Command = Command {
         PROGRESS,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -625,6 +647,7 @@ const RESIZE: Command = Command {
         OBJECT,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -655,6 +678,7 @@ const SNAPSHOT: Command = Command {
         QUIET,
         OBJECT,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -683,6 +707,7 @@ const COMMIT: Command = Command {
         val(Some('r'), "rate", "RATE", "At most RATE bytes a second").also(&["rate-limit"]),
         PROGRESS,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -717,6 +742,7 @@ const REBASE: Command = Command {
         flag(Some('u'), "backing-unsafe", "Change the name only, look at no backing file"),
         flag(Some('c'), "compress", "Compress what is copied"),
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -744,6 +770,7 @@ const AMEND: Command = Command {
         QUIET,
         flag(None, "force", "Allow changes that can make data inaccessible"),
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -783,6 +810,7 @@ const BITMAP: Command = Command {
             .under("Operations"),
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -814,6 +842,7 @@ const DD: Command = Command {
         FORCE_SHARE,
         OVERWRITE,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -854,6 +883,7 @@ const BENCH: Command = Command {
         QUIET,
         OBJECT,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[

@@ -13,6 +13,7 @@ use crate::session::Session;
 pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     let mut parser = parser.with_sizes();
     let mut common = Common::new(session, parser.command);
+    common.changes_images();
     let mut preallocation = Preallocation::Off;
     let mut shrinking = Shrinking::Refuse;
     while let Some(given) = parser.next_option()? {

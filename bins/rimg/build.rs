@@ -9,7 +9,10 @@ use std::{env, fs, io};
 mod args {
     pub mod clap_command;
     pub mod commands;
+    mod inspect;
+    mod resize;
     mod serve;
+    mod sparsify;
     #[allow(dead_code)]
     pub mod table;
 }

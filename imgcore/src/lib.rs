@@ -1,11 +1,13 @@
 //! Disk images: where their bytes live, what they mean, how they stack, and whole jobs over them.
 //!
-//! Four floors, each using only those below it:
+//! Five floors, each using only those below it:
 //!
 //! * [`storage`]: files, block devices, memory; locks; sparse-file calls.
 //! * [`format`](mod@format): one folder a format; maps guest bytes to storage bytes and never copies them.
 //! * [`graph`]: [`graph::Node`], one image in a chain: the only place that reads, writes, copies on
 //!   write and looks below into backing files; and the policy of what may be opened.
+//! * [`guest`]: what the guest keeps on its disk (partitions, volumes, file systems), read from its own
+//!   metadata.
 //! * [`ops`]: whole jobs such as convert, compare, commit, rebase, check, with progress through a
 //!   callback.
 //!
@@ -23,6 +25,9 @@ pub mod crypto;
 pub mod error;
 pub mod format;
 pub mod graph;
+pub mod guest;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 pub mod nbd;
 pub mod num;
 pub mod ops;

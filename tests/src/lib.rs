@@ -6,6 +6,7 @@
 //!   the same command lines given to both programs, everything a script can see compared.
 //! * [`corpus`] and [`content`] are images made by other products, and their known content;
 //!   [`roundtrip`] converts them there and back, [`hostile`] is for those that must be refused.
+//! * [`installed`] puts disks with installed systems together, [`guest`] disks with file systems in use.
 //! * [`arrows`] and [`licences`] read the sources: who may use whom, and on what terms.
 //! * [`bench`] measures the two programs against each other, [`vmbench`] `rkvm` beside QEMU.
 //!
@@ -17,8 +18,10 @@ pub mod content;
 pub mod corpus;
 pub mod deliberate;
 pub mod field;
+pub mod guest;
 pub mod hostile;
 pub mod images;
+pub mod installed;
 pub mod licences;
 pub mod normal;
 pub mod process;

@@ -121,7 +121,8 @@ fn has_own_layout(text: &str) -> bool {
         text.contains(&format!("file format: {format}\n"))
             || text.contains(&format!("\"format\": \"{format}\""))
     };
-    ["qcow2", "vmdk", "vdi", "vpc", "vhdx"].iter().any(|f| names(f)) && !names("raw")
+    ["qcow2", "qcow", "qed", "parallels", "vmdk", "vdi", "vpc", "vhdx"].iter().any(|f| names(f))
+        && !names("raw")
 }
 
 /// `"1.5"`, `"GiB"` as bytes.

@@ -306,8 +306,8 @@ impl<'a> Common<'a> {
         });
         if weak && !self.session.as_qemu_img {
             eprintln!(
-                "{}: warning: the 'aes' encryption of qcow2 does not protect the passphrase and \
-                 shows where data are the same; use -o encrypt.format=luks",
+                "{}: warning: the 'aes' encryption of qcow and qcow2 does not protect the passphrase and \
+                 shows where data are the same; use qcow2 with -o encrypt.format=luks",
                 self.session.program
             );
         }

@@ -1,6 +1,6 @@
 //! A table of block places on disk, in memory page by page.
 //!
-//! The tables of VDI, VHD and VHDX are flat arrays of numbers, one for each block of the guest's disk. A
+//! The tables of VDI, VHD, VHDX and Parallels are flat arrays of numbers, one for each block of the guest's disk. A
 //! hostile header can make them gigabytes long, so they are read when somebody asks, and pages that
 //! nobody changed are dropped when there are many. Changes are told by sectors: what hardware writes
 //! whole or not at all.
@@ -25,8 +25,10 @@ pub(crate) enum EntryKind {
     Le32,
     /// 32 bits, big endian (VHD).
     Be32,
-    /// 64 bits, little endian (VHDX).
+    /// 64 bits, little endian (VHDX, QED).
     Le64,
+    /// 64 bits, big endian (qcow).
+    Be64,
 }
 
 impl EntryKind {
@@ -34,7 +36,7 @@ impl EntryKind {
     pub const fn width(self) -> u64 {
         match self {
             EntryKind::Le32 | EntryKind::Be32 => 4,
-            EntryKind::Le64 => 8,
+            EntryKind::Le64 | EntryKind::Be64 => 8,
         }
     }
 
@@ -42,12 +44,12 @@ impl EntryKind {
         let four = |f: fn([u8; 4]) -> u32| {
             raw.get(at..at + 4)?.first_chunk::<4>().map(|b| u64::from(f(*b)))
         };
+        let eight = |f: fn([u8; 8]) -> u64| raw.get(at..at + 8)?.first_chunk::<8>().map(|b| f(*b));
         match self {
             EntryKind::Le32 => four(u32::from_le_bytes),
             EntryKind::Be32 => four(u32::from_be_bytes),
-            EntryKind::Le64 => {
-                raw.get(at..at + 8)?.first_chunk::<8>().map(|b| u64::from_le_bytes(*b))
-            }
+            EntryKind::Le64 => eight(u64::from_le_bytes),
+            EntryKind::Be64 => eight(u64::from_be_bytes),
         }
     }
 
@@ -58,6 +60,7 @@ impl EntryKind {
             EntryKind::Le32 => raw[at..at + 4].copy_from_slice(&low.to_le_bytes()),
             EntryKind::Be32 => raw[at..at + 4].copy_from_slice(&low.to_be_bytes()),
             EntryKind::Le64 => raw[at..at + 8].copy_from_slice(&value.to_le_bytes()),
+            EntryKind::Be64 => raw[at..at + 8].copy_from_slice(&value.to_be_bytes()),
         }
     }
 }
@@ -93,6 +96,25 @@ impl BlockTable {
         let pages = small((count * kind.width()).div_ceil(PAGE));
         let pages = (0..pages).map(|_| None).collect();
         BlockTable { at, count, kind, pages, loaded: 0 }
+    }
+
+    /// A table of zeroes that is to be written whole.
+    pub fn zeroed(at: u64, count: u64, kind: EntryKind) -> Self {
+        let mut table = BlockTable::new(at, count, kind);
+        let bytes = count * kind.width();
+        for (number, page) in table.pages.iter_mut().enumerate() {
+            let len = (bytes - len_u64(number) * PAGE).min(PAGE);
+            let sectors = len.div_ceil(SECTOR);
+            let dirty = if sectors >= 128 { u128::MAX } else { (1 << sectors) - 1 };
+            *page = Some(Box::new(Page { raw: vec![0; small(len)], dirty, writing: 0 }));
+        }
+        table.loaded = table.pages.len();
+        table
+    }
+
+    /// Nothing waits to be written.
+    pub fn is_clean(&self) -> bool {
+        self.pages.iter().flatten().all(|p| p.clean())
     }
 
     /// Where an entry is in the file.
@@ -226,13 +248,14 @@ mod tests {
     use crate::storage::MemoryStorage;
 
     #[test]
-    fn entries_in_three_spellings() {
+    fn entries_in_all_spellings() {
         let bytes: Vec<u8> = (0..64).collect();
         let file = MemoryStorage::new("f", bytes);
         for (kind, first) in [
             (EntryKind::Le32, 0x0706_0504),
             (EntryKind::Be32, 0x0405_0607),
             (EntryKind::Le64, 0x0b0a_0908_0706_0504),
+            (EntryKind::Be64, 0x0405_0607_0809_0a0b),
         ] {
             let mut table = BlockTable::new(4, 3, kind);
             assert_eq!(table.get(0), None);

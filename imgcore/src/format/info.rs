@@ -12,6 +12,12 @@ pub enum SpecificInfo {
     Vmdk(VmdkInfo),
     /// luks
     Luks(LuksInfo),
+    /// qcow; qemu-img shows nothing here.
+    Qcow(QcowInfo),
+    /// qed; qemu-img shows nothing here.
+    Qed(QedInfo),
+    /// parallels; qemu-img shows nothing here.
+    Parallels(ParallelsInfo),
     /// vdi; qemu-img shows nothing here.
     Vdi(VdiInfo),
     /// vpc; qemu-img shows nothing here.
@@ -171,6 +177,112 @@ pub struct VmdkExtentInfo {
     /// Present (true) for compressed ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compressed: Option<bool>,
+}
+
+/// qcow's details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QcowInfo {
+    /// Where L1 is in the file.
+    pub l1_offset: u64,
+    /// Entries of L1.
+    pub l1_entries: u64,
+    /// Entries of an L2 table.
+    pub l2_entries: u64,
+    /// Encryption, as the format names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypt: Option<serde_json::Value>,
+}
+
+/// QED's details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QedInfo {
+    /// Clusters of a table.
+    pub table_size: u64,
+    /// Clusters of the header.
+    pub header_size: u64,
+    /// Where L1 is in the file.
+    pub l1_offset: u64,
+    /// Not cleanly closed.
+    pub need_check: bool,
+    /// Feature bits that may be ignored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_compatible_features: Option<u64>,
+    /// Feature bits that the next writer clears.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_autoclear_features: Option<u64>,
+}
+
+/// Parallels' details; all names are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ParallelsInfo {
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_size: Option<u64>,
+    /// What entries of the table count: `sectors` or `clusters`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries_count: Option<String>,
+    /// Entries of the block allocation table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table_entries: Option<u64>,
+    /// Where the first cluster is in the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_offset: Option<u64>,
+    /// Being written, or not closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_use: Option<bool>,
+    /// Geometry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cylinders: Option<u32>,
+    /// Geometry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<u32>,
+    /// Dirty bitmaps of the format extension.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitmaps: Option<Vec<ParallelsBitmapInfo>>,
+    /// Features of the format extension that nobody here knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_features: Option<u32>,
+    /// A folder of several files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<ParallelsBundleInfo>,
+}
+
+/// One dirty bitmap of a Parallels image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ParallelsBitmapInfo {
+    /// Identifier.
+    pub id: String,
+    /// Bytes per bit.
+    pub granularity: u64,
+    /// Bytes of the disk.
+    pub size: u64,
+}
+
+/// A `.hdd` bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ParallelsBundleInfo {
+    /// Name of the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Snapshots below the present state.
+    pub snapshots: u64,
+    /// Its image files, top first in each part of the disk.
+    pub files: Vec<ParallelsFileInfo>,
+}
+
+/// An image file of a bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ParallelsFileInfo {
+    /// Its name.
+    pub filename: String,
+    /// `plain` or `expanding`.
+    pub kind: String,
 }
 
 /// VDI's details; all names are ours.

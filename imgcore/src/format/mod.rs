@@ -41,16 +41,22 @@ pub mod cloop;
 mod codec;
 pub mod cow;
 mod crypt;
+mod deflate;
 pub mod dmg;
 pub mod info;
 pub mod luks;
 pub mod options;
 mod packed;
+pub mod parallels;
+pub mod qcow;
 pub mod qcow2;
+pub mod qed;
 pub mod raw;
 #[cfg(test)]
 mod testing;
-mod uuid;
+mod two_level;
+mod used;
+pub(crate) mod uuid;
 pub mod vdi;
 pub mod vhdx;
 pub mod vmdk;
@@ -339,6 +345,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// Gives the host's space of all that the image's file holds unused back, where a discard alone keeps it
+    /// for the next allocation. The image must have been checked: what its tables call unused is lost.
+    fn release_unused(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Writes all tables in a safe order and waits until they and all data are on disk.
     fn flush(&self) -> Result<()>;
 
@@ -501,6 +513,12 @@ pub trait OpenGate {
     /// Opens `reference` (as written in the image; relative to the image's folder) as a flat storage.
     fn open_storage(&self, reference: &str, access: Access) -> Result<Arc<dyn Storage>>;
 
+    /// Whether the user said himself what lies below the image, or that nothing does: the file that the image
+    /// names need not be there then.
+    fn below_is_given(&self) -> bool {
+        false
+    }
+
     /// A further file of the image that the user named himself, by its role (`header`).
     fn given(&self, _role: &str) -> Option<Arc<dyn Storage>> {
         None
@@ -547,6 +565,13 @@ pub struct OpenContext<'a> {
     pub for_check: bool,
     /// Options of the driver from `-o`-like key=value lists at opening (`lazy-refcounts`, ...).
     pub options: &'a [(String, String)],
+}
+
+impl OpenContext<'_> {
+    /// Whether the file below that the image names may be missing: nothing of it will be read.
+    pub fn parent_may_be_missing(&self) -> bool {
+        self.header_only || self.for_check || self.gate.below_is_given()
+    }
 }
 
 /// Which internal snapshot.
@@ -686,6 +711,9 @@ pub fn drivers() -> &'static [&'static dyn Driver] {
     &[
         &raw::RawDriver,
         &qcow2::Qcow2Driver,
+        &qcow::QcowDriver,
+        &qed::QedDriver,
+        &parallels::ParallelsDriver,
         &vmdk::VmdkDriver,
         &vdi::VdiDriver,
         &vpc::VpcDriver,

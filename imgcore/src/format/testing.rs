@@ -226,14 +226,20 @@ pub(super) fn model(
 /// An image after a crash: nothing is damaged, leaks go without changing the content, and the next
 /// writer can go on.
 fn assert_sound(driver: &dyn Driver, bytes: &[u8], place: &str) {
+    // Parallels counts it as damage that an image was not closed.
+    let unclosed = |lines: &[String]| {
+        len_u64(lines.iter().filter(|l| l.ends_with("not closed correctly")).count())
+    };
     let (report, lines) = check(driver, memory(bytes), Repair::Nothing);
-    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{place}: {lines:?}");
+    let damage = report.corruptions - unclosed(&lines);
+    assert_eq!((damage, report.check_errors), (0, 0), "{place}: {lines:?}");
     let before = content_of(driver, bytes);
     let storage = memory(bytes);
     check(driver, Arc::clone(&storage) as Arc<dyn Storage>, Repair::Leaks);
     let repaired = storage.to_vec();
     let (report, lines) = check(driver, memory(&repaired), Repair::Nothing);
-    assert_eq!((report.corruptions, report.leaks), (0, 0), "{place}, repaired: {lines:?}");
+    let damage = report.corruptions - unclosed(&lines);
+    assert_eq!((damage, report.leaks), (0, 0), "{place}, repaired: {lines:?}");
     assert!(content_of(driver, &repaired) == before, "{place}: repair changed content");
     let storage = memory(bytes);
     let writer = node(driver, Arc::clone(&storage) as Arc<dyn Storage>, Access::Write);

@@ -31,6 +31,8 @@ pub enum Trust {
     Folder,
     /// Wherever they point, as qemu-img does.
     Everything,
+    /// Nowhere: the image alone is looked at.
+    Nothing,
 }
 
 /// The open policy of one run.
@@ -50,6 +52,11 @@ impl Policy {
     /// Believes every name.
     pub fn everything() -> Self {
         Policy { trust: Trust::Everything, ..Policy::default() }
+    }
+
+    /// Follows no name.
+    pub fn nothing() -> Self {
+        Policy { trust: Trust::Nothing, ..Policy::default() }
     }
 
     /// Allows a folder tree too. A folder that does not exist allows nothing.
@@ -107,8 +114,10 @@ impl Policy {
     /// Whether a path that `image` names may be opened. A file that does not exist is judged by its
     /// folder, so that the answer does not tell what exists elsewhere.
     fn check(&self, image: &str, path: &str) -> Result<()> {
-        if self.trust == Trust::Everything {
-            return Ok(());
+        match self.trust {
+            Trust::Everything => return Ok(()),
+            Trust::Nothing => return Err(forbidden(image, path)),
+            Trust::Folder => {}
         }
         let path_ref = Path::new(path);
         let real = match path_ref.canonicalize() {
@@ -168,6 +177,8 @@ pub(super) struct ImageGate<'a> {
     pub policy: &'a Policy,
     /// A detached header that the user named.
     pub header: Option<Arc<dyn Storage>>,
+    /// The user said what lies below.
+    pub below_given: bool,
 }
 
 impl OpenGate for ImageGate<'_> {
@@ -178,6 +189,10 @@ impl OpenGate for ImageGate<'_> {
 
     fn given(&self, role: &str) -> Option<Arc<dyn Storage>> {
         self.header.clone().filter(|_| role == "header")
+    }
+
+    fn below_is_given(&self) -> bool {
+        self.below_given
     }
 
     fn passphrase(&self, id: Option<&str>) -> Result<Option<SecretBytes>> {

@@ -4,6 +4,7 @@
 //! already part of the chain (by device and inode) and a chain of more than [`MAX_LINKS`] links are
 //! refused. Every file gets QEMU's locks once its format is known and before its metadata are read.
 
+use std::borrow::Cow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -69,7 +70,7 @@ impl Opening<'_> {
         if access == Access::Write && level.options.sharing == Sharing::Force {
             return Err(Error::invalid("force-share=on can only be used with read-only images"));
         }
-        let path = request.filename.as_str();
+        let path = &*bundle(request);
         let file_options =
             FileOptions { writable: access == Access::Write, cache: level.options.cache };
         let (bottom, file): (Arc<dyn Storage>, _) = match &request.remote {
@@ -120,11 +121,22 @@ impl Opening<'_> {
             ))
             .context(NO_SNAPSHOT));
         }
+        let below_given = match &request.backing {
+            BackingChoice::Recorded => false,
+            BackingChoice::Nothing => true,
+            BackingChoice::Given(given) => !given.filename.is_empty(),
+        };
         let image = driver
             .open(OpenContext {
                 storage,
                 access,
-                gate: &ImageGate { image: path, options: level.options, policy: &below, header },
+                gate: &ImageGate {
+                    image: path,
+                    options: level.options,
+                    policy: &below,
+                    header,
+                    below_given,
+                },
                 snapshot,
                 data_file,
                 scratch: depth == 0 && self.options.purpose == Purpose::Scratch,
@@ -270,6 +282,19 @@ fn asked_driver(request: &OpenRequest) -> Result<Option<&'static dyn Driver>> {
     format::driver(name)
         .map(Some)
         .ok_or_else(|| Error::unsupported(format!("Unknown driver '{name}'")))
+}
+
+/// The file to open: of a folder that is a disk (Parallels' `.hdd`), its descriptor.
+fn bundle(request: &OpenRequest) -> Cow<'_, str> {
+    let path = request.filename.as_str();
+    let wanted = matches!(request.driver.as_deref(), None | Some("parallels"));
+    if wanted && request.remote.is_none() && Path::new(path).is_dir() {
+        let descriptor = format!("{}/DiskDescriptor.xml", path.trim_end_matches('/'));
+        if Path::new(&descriptor).is_file() {
+            return Cow::Owned(descriptor);
+        }
+    }
+    Cow::Borrowed(path)
 }
 
 /// The driver that fits what the file begins with.

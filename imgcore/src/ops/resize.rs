@@ -56,14 +56,7 @@ pub fn resize(options: &ResizeOptions, job: &Job<'_>) -> Result<ResizeReport> {
     how.depth = Depth::Chain;
     let node = options.image.open(job, &how)?;
     let old_size = node.virtual_size();
-    let new_size = match options.change {
-        SizeChange::To(size) => Some(size),
-        SizeChange::Grow(more) => old_size.checked_add(more),
-        SizeChange::Shrink(less) => old_size.checked_sub(less),
-    };
-    let new_size = new_size
-        .filter(|&n| n > 0 && i64::try_from(n).is_ok())
-        .ok_or_else(|| Error::invalid("New image size must be positive"))?;
+    let new_size = target_size(old_size, options.change)?;
     if new_size <= old_size && options.preallocation != Preallocation::Off {
         return Err(Error::invalid("Preallocation can only be used for growing images"));
     }
@@ -80,6 +73,17 @@ pub fn resize(options: &ResizeOptions, job: &Job<'_>) -> Result<ResizeReport> {
     }
     node.close()?;
     Ok(ResizeReport { old_size, new_size: node.virtual_size() })
+}
+
+/// The size that is asked for.
+pub(super) fn target_size(old_size: u64, change: SizeChange) -> Result<u64> {
+    match change {
+        SizeChange::To(size) => Some(size),
+        SizeChange::Grow(more) => old_size.checked_add(more),
+        SizeChange::Shrink(less) => old_size.checked_sub(less),
+    }
+    .filter(|&n| n > 0 && i64::try_from(n).is_ok())
+    .ok_or_else(|| Error::invalid("New image size must be positive"))
 }
 
 /// The advice that goes with a refused shrink.

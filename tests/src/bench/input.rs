@@ -150,6 +150,9 @@ pub fn derive(img: &Path, dir: &Path, name: &str, payload: u64) -> Result<(), St
         "m.vdi" => from("m.raw", "-O vdi"),
         "m.vhd" => from("m.raw", "-O vpc -o force_size=on"),
         "m.vhdx" => from("m.raw", "-O vhdx"),
+        "m.qcow" => from("m.raw", "-O qcow"),
+        "m.qed" => from("m.raw", "-O qed"),
+        "m.hdd" => from("m.raw", "-O parallels"),
         "m.luks" => from(
             "m.raw",
             "--object secret,id=s,data=benchmark -O luks -o key-secret=s,iter-time=10",

@@ -189,6 +189,87 @@ pub const JOBS: &[Job] = &[
         ..PLAIN
     },
     Job {
+        name: "qcow -> raw",
+        line: "convert -f qcow -O raw m.qcow out.raw",
+        inputs: &["m.qcow"],
+        outputs: &["out.raw"],
+        verify: Verify::Same(RAW, ("out.raw", "raw")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "qcow -> qcow2",
+        line: "convert -f qcow -O qcow2 m.qcow out.qcow2",
+        inputs: &["m.qcow"],
+        outputs: &["out.qcow2"],
+        verify: Verify::Same(RAW, ("out.qcow2", "qcow2")),
+        limit: Some("m.qcow"),
+        ..PLAIN
+    },
+    Job {
+        name: "raw -> qcow",
+        line: "convert -f raw -O qcow m.raw out.qcow",
+        inputs: &["m.raw"],
+        outputs: &["out.qcow"],
+        verify: Verify::Same(RAW, ("out.qcow", "qcow")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "qed -> raw",
+        line: "convert -f qed -O raw m.qed out.raw",
+        inputs: &["m.qed"],
+        outputs: &["out.raw"],
+        verify: Verify::Same(RAW, ("out.raw", "raw")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "qed -> qcow2",
+        line: "convert -f qed -O qcow2 m.qed out.qcow2",
+        inputs: &["m.qed"],
+        outputs: &["out.qcow2"],
+        verify: Verify::Same(RAW, ("out.qcow2", "qcow2")),
+        limit: Some("m.qed"),
+        ..PLAIN
+    },
+    Job {
+        name: "raw -> qed",
+        line: "convert -f raw -O qed m.raw out.qed",
+        inputs: &["m.raw"],
+        outputs: &["out.qed"],
+        verify: Verify::Same(RAW, ("out.qed", "qed")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "parallels -> raw",
+        line: "convert -f parallels -O raw m.hdd out.raw",
+        inputs: &["m.hdd"],
+        outputs: &["out.raw"],
+        verify: Verify::Same(RAW, ("out.raw", "raw")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
+        name: "parallels -> qcow2",
+        line: "convert -f parallels -O qcow2 m.hdd out.qcow2",
+        inputs: &["m.hdd"],
+        outputs: &["out.qcow2"],
+        verify: Verify::Same(RAW, ("out.qcow2", "qcow2")),
+        limit: Some("m.hdd"),
+        ..PLAIN
+    },
+    Job {
+        name: "raw -> parallels",
+        line: "convert -f raw -O parallels m.raw out.hdd",
+        inputs: &["m.raw"],
+        outputs: &["out.hdd"],
+        verify: Verify::Same(RAW, ("out.hdd", "parallels")),
+        limit: Some("m.raw"),
+        ..PLAIN
+    },
+    Job {
         name: "raw -> raw",
         line: "convert -f raw -O raw m.raw out.raw",
         inputs: &["m.raw"],

@@ -2,7 +2,8 @@
 
 use super::FileDifference;
 use super::reasons::{
-    FOOTER, NAMES_OF_11, NO_HALF_FILES, NOTHING_STORED, OLD_LETTERS, SPARSE_TABLES, WIDTH_KEPT,
+    EMPTIED, FOOTER, LEFT_IN_USE, NAMES_OF_11, NO_HALF_FILES, NOTHING_STORED, OLD_LETTERS,
+    SPARSE_TABLES, WIDTH_KEPT,
 };
 
 /// Files of scenarios.
@@ -210,5 +211,89 @@ pub const FILES: &[FileDifference] = &[
         file: "c0.vhd",
         why: NOTHING_STORED,
         complaint: r"map:",
+    },
+    FileDifference {
+        scenario: "qcow: create",
+        file: "c.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "c.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "d.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "e.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "f.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "g.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: create encrypted",
+        file: "h.qcow",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qcow: convert both ways",
+        file: "a.qcow",
+        why: NOTHING_STORED,
+        complaint: r"map:",
+    },
+    FileDifference {
+        scenario: "qed: create",
+        file: "i.qed",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qed: create",
+        file: "h.qed",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "parallels: create",
+        file: "j.hdd",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "qed: commit",
+        file: "a.qed",
+        why: EMPTIED,
+        complaint: r"(?:check|map):",
+    },
+    FileDifference {
+        scenario: "parallels: convert both ways",
+        file: "a.hdd",
+        why: NOTHING_STORED,
+        complaint: r"(?:check|map):",
+    },
+    FileDifference {
+        scenario: "parallels: info",
+        file: "a.hdd",
+        why: LEFT_IN_USE,
+        complaint: r"check: exit 2 / exit 0",
     },
 ];

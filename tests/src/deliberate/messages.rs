@@ -42,14 +42,29 @@ pub const DIFFERENCES: &[Difference] = &[
         by: "${1}${2}",
     },
     Difference {
-        why: "Details of VDI, VHD and VHDX (kind, identifiers, parent): the reference shows none.",
-        pattern: r"(?m)^Format specific information:\n(?:    [^\n]*\n)*?    (?:uuid|disk id): [^\n]*\n(?:    [^\n]*\n)*",
+        why: "Details of qcow, QED, Parallels, VDI, VHD and VHDX (tables, kind, identifiers, parent): the reference shows none.",
+        pattern: r"(?m)^Format specific information:\n(?:    [^\n]*\n)*?    (?:uuid|disk id|l2 entries|table size|table entries): [^\n]*\n(?:    [^\n]*\n)*",
         by: "",
     },
     Difference {
         why: "The same in JSON.",
-        pattern: r#"(?m)^    "format-specific": \{\n        "type": "(?:vdi|vpc|vhdx)",\n(?:        [^\n]*\n)+    \},\n"#,
+        pattern: r#"(?m)^    "format-specific": \{\n        "type": "(?:qcow|qed|vdi|vpc|vhdx)",\n(?:        [^\n]*\n)+    \},\n"#,
         by: "",
+    },
+    Difference {
+        why: "The same for Parallels, where it comes last.",
+        pattern: r#"(?m),\n    "format-specific": \{\n        "type": "parallels",\n(?:        [^\n]*\n)+    \}$"#,
+        by: "",
+    },
+    Difference {
+        why: "A QED that was not closed: the reference does not tell.",
+        pattern: r"(?m)(^file format: qed\n(?:[^\n]+\n)*?)cleanly shut down: no\n",
+        by: "${1}",
+    },
+    Difference {
+        why: "The same in JSON.",
+        pattern: r#"(?m)("format": "qed",\n    "actual-size": [^\n]+\n    "dirty-flag": )true"#,
+        by: "${1}false",
     },
     Difference {
         why: "Lines that begin with 'hint:' say what to do about an error; the reference tool has none \

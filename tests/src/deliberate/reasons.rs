@@ -22,3 +22,9 @@ pub(super) const NOTHING_STORED: &str = "Zeroes over blocks that were never writ
 
 pub(super) const NO_KEY_TO_MEASURE: &str =
     "How large an encrypted image will be does not depend on the passphrase; none is asked for.";
+pub(super) const PACKED_QCOW: &str =
+    "The reference writes a compressed qcow and exits with 1 without a message, always.";
+pub(super) const EMPTIED: &str =
+    "What was committed takes no space in the overlay any more; the reference cannot empty it.";
+pub(super) const LEFT_IN_USE: &str =
+    "The reference marks an image as in use before it finds out that it cannot do what is wanted.";

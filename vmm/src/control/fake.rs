@@ -1,5 +1,7 @@
 //! A machine that is none, for tests of commands.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +22,7 @@ pub struct Fake {
 }
 
 impl Fake {
+    #[cfg(test)]
     pub fn poke(&mut self, at: u64, bytes: &[u8]) {
         self.memory.extend((at..).zip(bytes.iter().copied()));
     }

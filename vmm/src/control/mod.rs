@@ -35,8 +35,10 @@ pub mod qmp;
 pub mod steered;
 pub mod table;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) mod fake;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 #[cfg(test)]
 mod tests;
 

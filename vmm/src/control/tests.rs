@@ -439,20 +439,6 @@ fn noise_harms_no_session() {
                 _ => noise.extend_from_slice(words[usize::try_from(next() % 35).unwrap()]),
             }
         }
-        let (machine, port) = (Shared::default(), Port::default());
-        let (mut person, mut out) = (hmp::Session::new(), Captured::default());
-        person.event(CharEvent::Opened, &mut out);
-        person.input(&noise, &machine, &mut out);
-        person.input(b"\r\x03info kvm\r", &machine, &mut out);
-        assert!(out.text().ends_with("kvm support: enabled\r\n(qemu) "), "{seed}: {noise:?}");
-        let (mut program, mut out) = (qmp::Session::new(false), Captured::default());
-        program.event(CharEvent::Opened, &mut out);
-        program.input(b"{\"execute\": \"qmp_capabilities\"}", &machine, &port, &mut out);
-        program.input(&noise, &machine, &port, &mut out);
-        program.input(b"\xff\n{\"execute\": \"query-kvm\"}", &machine, &port, &mut out);
-        assert!(
-            out.text().ends_with("{\"return\": {\"enabled\": true, \"present\": true}}\r\n"),
-            "{seed}: {noise:?}"
-        );
+        super::hostile::drive(&noise);
     }
 }

@@ -7,17 +7,32 @@
 use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 
 /// All formats that can be read.
-const FORMATS: &[&str] =
-    &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks", "bochs", "cloop", "cow", "dmg"];
+const FORMATS: &[&str] = &[
+    "raw",
+    "qcow2",
+    "qcow",
+    "qed",
+    "parallels",
+    "vmdk",
+    "vdi",
+    "vpc",
+    "vhdx",
+    "luks",
+    "bochs",
+    "cloop",
+    "cow",
+    "dmg",
+];
 /// Those that can be created.
-const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks"];
+pub(super) const TARGETS: &[&str] =
+    &["raw", "qcow2", "qcow", "qed", "parallels", "vmdk", "vdi", "vpc", "vhdx", "luks"];
 pub(super) const CACHE_MODES: &[&str] =
     &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
 
 pub(super) const HELP: Opt = flag(Some('h'), "help", "Print this help and exit");
 pub(super) const QUIET: Opt = flag(Some('q'), "quiet", "Print errors only");
-const PROGRESS: Opt = flag(
+pub(super) const PROGRESS: Opt = flag(
     Some('p'),
     "progress",
     "Show progress: a bar on a terminal, percentages elsewhere; --progress=json prints one JSON \
@@ -54,7 +69,8 @@ pub(super) const OBJECT: Opt = val(
 const OUTPUT: Opt = val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);
 // Names that qemu-img does not have are taken only in full: an abbreviation that is unambiguous for
 // qemu-img must stay so.
-const OUTPUT_EXACT: Opt = Opt { id: "output", long: NO_LONG, also: &["output"], ..OUTPUT };
+pub(super) const OUTPUT_EXACT: Opt =
+    Opt { id: "output", long: NO_LONG, also: &["output"], ..OUTPUT };
 pub(super) const ALLOW: Opt = val(
     None,
     NO_LONG,
@@ -76,7 +92,7 @@ pub(super) const SANDBOX: Opt = val(
 .id("sandbox")
 .also(&["sandbox"])
 .under("Safety");
-const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
+pub(super) const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
     .id("force")
     .also(&["force"])
     .under("Safety");
@@ -85,13 +101,13 @@ const CACHE: Opt = val(Some('t'), "cache", "CACHE", "Cache mode of the image (de
 pub(super) const IMAGE: Positional =
     pos("FILENAME", "Image file name (or specification, with --image-opts)");
 
-const SIZES: &str =
+pub(super) const SIZES: &str =
     "Sizes are bytes, or take a suffix k, M, G, T, P, E (powers of 1024): 20G, 1.5T.";
 
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
     AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
-    INFO, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT,
+    INFO, INSPECT, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT, SPARSIFY,
 ];
 
 /// Options before the command.
@@ -413,6 +429,15 @@ const CONVERT: Command = Command {
         flag(
             None,
             NO_LONG,
+            "Leave out what the guest's file systems do not use: see rimg sparsify, which says what that \
+             is and can leave volumes alone",
+        )
+        .id("sparsify")
+        .also(&["sparsify"])
+        .under("Target"),
+        flag(
+            None,
+            NO_LONG,
             "Keep what is done when the conversion is interrupted (a signal, an error, a crash of the \
              machine), and go on with it when the same command is given again. Refused when the source has \
              changed",
@@ -630,34 +655,10 @@ const DIGEST: Command = Command {
     ],
 };
 
-const RESIZE: Command = Command {
-    name: "resize",
-    about: "Resize the image to the new size",
-    details: "Changes the size of the disk: to SIZE, or by +SIZE or -SIZE. The guest's partitions \
-        and file systems are not touched: shrink them first, grow them afterwards. Shrinking needs \
-        --shrink, because what lies beyond the new end is lost.",
-    positionals: &[IMAGE, pos("[+-]SIZE", SIZES)],
-    opts: &[
-        HELP,
-        FORMAT,
-        IMAGE_OPTS,
-        val(None, "preallocation", "MODE", "How to make new space: off, metadata, falloc, full")
-            .values(&["off", "metadata", "falloc", "full"]),
-        flag(None, "shrink", "Allow the disk to become smaller"),
-        OBJECT,
-        QUIET,
-        ALLOW,
-        SANDBOX,
-        OUTPUT_EXACT,
-    ],
-    examples: &[
-        ("rimg resize disk.qcow2 +10G", "Ten GiB more"),
-        ("rimg resize -f raw --shrink disk.raw 5G", "Exactly 5 GiB, smaller than now"),
-    ],
-    exit_codes: &[],
-};
-
+const RESIZE: Command = super::resize::RESIZE;
 const SERVE: Command = super::serve::SERVE;
+const INSPECT: Command = super::inspect::INSPECT;
+const SPARSIFY: Command = super::sparsify::SPARSIFY;
 
 const SNAPSHOT: Command = Command {
     name: "snapshot",

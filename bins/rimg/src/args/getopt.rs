@@ -46,6 +46,8 @@ pub struct Parser {
     order: Order,
     ended: bool,
     optional_progress: bool,
+    /// The option without argument that takes one after `=`.
+    optional: Option<&'static str>,
     positionals: Vec<String>,
 }
 
@@ -61,6 +63,7 @@ impl Parser {
             order: Order::Any,
             ended: false,
             optional_progress: false,
+            optional: None,
             positionals: Vec::new(),
         }
     }
@@ -83,6 +86,13 @@ impl Parser {
     #[must_use]
     pub fn with_progress_argument(mut self) -> Self {
         self.optional_progress = true;
+        self
+    }
+
+    /// Takes an argument after the `=` of an option that needs none.
+    #[must_use]
+    pub fn with_optional_argument(mut self, id: &'static str) -> Self {
+        self.optional = Some(id);
         self
     }
 
@@ -162,6 +172,7 @@ impl Parser {
         let shown = if opt.long.is_empty() { name } else { opt.long };
         let value = match (opt.arg, attached) {
             (None, None) => String::new(),
+            (None, Some(v)) if self.optional == Some(opt.id) => v,
             (None, Some(_)) => {
                 return Err(self.wrong(format!("option '--{shown}' doesn't allow an argument")));
             }

@@ -4,7 +4,10 @@ pub mod clap_command;
 pub mod commands;
 pub mod getopt;
 pub mod help;
+mod inspect;
+mod resize;
 mod serve;
+mod sparsify;
 pub mod table;
 
 /// The table of a command.

@@ -17,12 +17,14 @@ mod extra;
 mod format_help;
 mod import;
 mod info;
+mod inspect;
 mod map;
 mod measure;
 mod rebase;
 mod resize;
 mod serve;
 mod snapshot;
+mod sparsify;
 
 use crate::args;
 use crate::args::getopt::Parser;
@@ -51,12 +53,14 @@ pub fn run(session: &Session, name: &str, args: Vec<String>) -> Result<u8, Failu
         "digest" => digest::run(session, parser),
         "import" => import::run(session, parser),
         "info" => info::run(session, parser),
+        "inspect" => inspect::run(session, parser),
         "map" => map::run(session, parser),
         "measure" => measure::run(session, parser),
         "rebase" => rebase::run(session, parser),
         "resize" => resize::run(session, parser),
         "serve" => serve::run(session, parser),
         "snapshot" => snapshot::run(session, parser),
+        "sparsify" => sparsify::run(session, parser),
         other => Err(Failure::usage("", format!("Command not found: {other}"))),
     }
 }

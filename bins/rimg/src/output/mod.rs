@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod info;
+pub mod inspect;
 pub mod json;
 pub mod map;
 pub mod shown_name;

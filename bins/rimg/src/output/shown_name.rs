@@ -66,8 +66,11 @@ fn of_spec(spec: &ImageSpec, mut flat: Flat, format: &str) -> Option<String> {
     }
     let path = spec.bottom_path()?;
     let mut top = Map::new();
+    let driver = spec.driver.as_deref().unwrap_or(format);
     for name in CONTENT {
-        if let Some(value) = flat.take(name) {
+        // There is but one kind of encryption in a qcow of version 1.
+        let says_nothing = *name == "encrypt.format" && driver == "qcow";
+        if let Some(value) = flat.take(name).filter(|_| !says_nothing) {
             top.insert((*name).to_owned(), scalar(&value));
         }
     }
@@ -78,7 +81,7 @@ fn of_spec(spec: &ImageSpec, mut flat: Flat, format: &str) -> Option<String> {
         ("driver".to_owned(), Value::from("file")),
         ("filename".to_owned(), Value::from(path)),
     ]);
-    top.insert("driver".to_owned(), Value::from(spec.driver.as_deref().unwrap_or(format)));
+    top.insert("driver".to_owned(), Value::from(driver));
     top.insert("file".to_owned(), file.into());
     Some(format!("json:{}", super::json::compact(&top.into())))
 }

@@ -1,4 +1,5 @@
-//! LUKS headers, for the formats that have one: `luks` (raw disks) and qcow2.
+//! Encryption that several formats have: LUKS headers (`luks`, qcow2) and the legacy AES of qcow and qcow2
+//! ([`legacy`]).
 //!
 //! Specification: "LUKS1 On-Disk Format Specification" 1.2.3 and "LUKS2 On-Disk Format Specification"
 //! 1.1.4 (cryptsetup project). A header works on a storage that begins with it; where the encrypted disk
@@ -18,6 +19,7 @@
 pub mod amend;
 pub mod keyslots;
 mod layout;
+pub mod legacy;
 pub mod luks1;
 pub mod luks2;
 pub mod options;

@@ -4,28 +4,22 @@
 //! * LUKS: a LUKS1 header in clusters of its own; sectors are numbered by their place in the file that
 //!   holds them (image or data file), so guest data go through one [`CryptStorage`] over that file, and
 //!   nothing else of the format has to know.
-//! * AES (legacy): AES-128 in CBC mode under the passphrase itself, sectors numbered by the guest. What
-//!   such a cluster holds depends on where the guest sees it, so it is read as an encoded cluster, and
-//!   every write goes to a new place: [`GuestKeyed`] knows for each granted place which guest bytes it is
-//!   for. Nobody should use it (no protection of the passphrase, the same data look the same).
+//! * AES (legacy): by the guest's sectors, see [`legacy`].
 //!
 //! Encryption happens before the data reach the file, so the order of writes is that of every other
 //! image. Compressed clusters are never encrypted, and none are written to an encrypted image.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::header::Header;
 use super::layout::ext;
-use crate::crypto::{Cipher, IvKind, Mode, SecretBytes, SectorCipher};
+use crate::crypto::SecretBytes;
 use crate::format::crypt::amend::Change;
+use crate::format::crypt::legacy::{self, GuestKeyed};
 use crate::format::crypt::luks1::Payload;
 use crate::format::crypt::{Choices, Luks1};
 use crate::format::{Amendment, CreateContext, CreateOptions, OpenContext, StorageId};
-use crate::num::{len_u64, round_down};
-use crate::storage::{
-    CryptStorage, HostExtent, HostKind, Limits, Preallocation, SliceStorage, Storage, ZeroMode,
-};
+use crate::storage::{CryptStorage, SliceStorage, Storage, ZeroMode};
 use crate::{Error, Result};
 
 /// Id of the plaintext of data clusters (LUKS), and of granted places (AES).
@@ -45,7 +39,7 @@ pub(super) enum Crypt {
         master: SecretBytes,
     },
     /// By their place on the guest's disk.
-    Aes { cipher: Arc<SectorCipher>, grants: Arc<GuestKeyed>, storage: Arc<dyn Storage> },
+    Aes { grants: Arc<GuestKeyed>, storage: Arc<dyn Storage> },
 }
 
 impl std::fmt::Debug for Crypt {
@@ -149,10 +143,10 @@ pub(super) fn unlock(
     }
     let passphrase = || cx.gate.passphrase(key.key_secret.as_deref())?.ok_or_else(no_key);
     if header.crypt_method == AES {
-        let cipher = aes_cipher(&passphrase()?)?;
-        let grants = Arc::new(GuestKeyed::new(Arc::clone(data), Arc::clone(&cipher)));
+        let cipher = legacy::cipher(&passphrase()?)?;
+        let grants = Arc::new(GuestKeyed::new(Arc::clone(data), cipher));
         let storage = Arc::clone(&grants) as Arc<dyn Storage>;
-        return Ok(Some(Crypt::Aes { cipher, grants, storage }));
+        return Ok(Some(Crypt::Aes { grants, storage }));
     }
     let area = area_of(header, file)?;
     let luks = Luks1::read(&area, Payload::Behind)?;
@@ -166,14 +160,6 @@ pub(super) fn unlock(
     }))
 }
 
-/// The legacy key is the passphrase, cut or filled up to 16 bytes.
-fn aes_cipher(passphrase: &[u8]) -> Result<Arc<SectorCipher>> {
-    let mut key = zeroize::Zeroizing::new([0u8; 16]);
-    let len = passphrase.len().min(key.len());
-    key[..len].copy_from_slice(&passphrase[..len]);
-    SectorCipher::new(Cipher::Aes128, Mode::Cbc, IvKind::Plain64, &key[..], 512).map(Arc::new)
-}
-
 impl Crypt {
     /// Where plaintext is read and written.
     pub fn plain(&self) -> &Arc<dyn Storage> {
@@ -184,10 +170,10 @@ impl Crypt {
     }
 
     /// The legacy cipher, by guest sectors.
-    pub fn guest_keyed(&self) -> Option<(&SectorCipher, &GuestKeyed)> {
+    pub fn guest_keyed(&self) -> Option<&GuestKeyed> {
         match self {
             Crypt::Luks { .. } => None,
-            Crypt::Aes { cipher, grants, .. } => Some((cipher, grants)),
+            Crypt::Aes { grants, .. } => Some(grants),
         }
     }
 
@@ -291,136 +277,13 @@ impl NewCrypt {
     }
 }
 
-/// A granted place: where it begins, how long it is, and which guest bytes it is for.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    len: u64,
-    guest: u64,
-}
-
-/// Legacy AES: writes to granted places, encrypted by the guest offset they were granted for.
-#[derive(Debug)]
-pub(super) struct GuestKeyed {
-    inner: Arc<dyn Storage>,
-    cipher: Arc<SectorCipher>,
-    /// By host offset.
-    places: Mutex<BTreeMap<u64, Place>>,
-}
-
-impl GuestKeyed {
-    fn new(inner: Arc<dyn Storage>, cipher: Arc<SectorCipher>) -> Self {
-        GuestKeyed { inner, cipher, places: Mutex::default() }
-    }
-
-    fn places(&self) -> MutexGuard<'_, BTreeMap<u64, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A place was granted.
-    pub fn granted(&self, host: u64, len: u64, guest: u64) {
-        self.places().insert(host, Place { len, guest });
-    }
-
-    /// It was linked or given back.
-    pub fn done(&self, host: u64) {
-        self.places().remove(&host);
-    }
-
-    /// The guest offset of a range inside one granted place.
-    fn guest_of(&self, host: u64, len: u64) -> Result<u64> {
-        let places = self.places();
-        let found = places.range(..=host).next_back();
-        found
-            .filter(|(start, place)| host - **start + len <= place.len)
-            .map(|(start, place)| place.guest + (host - start))
-            .filter(|guest| (guest | host | len).is_multiple_of(512))
-            .ok_or_else(|| {
-                Error::errno(libc::EIO)
-                    .context("encrypted data may only be written to places granted for them")
-                    .at_offset(host)
-            })
-    }
-}
-
-impl Storage for GuestKeyed {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn len(&self) -> Result<u64> {
-        self.inner.len()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let guest = self.guest_of(offset, len_u64(buf.len()))?;
-        self.inner.read_at(offset, buf)?;
-        self.cipher.decrypt(guest / 512, buf);
-        Ok(())
-    }
-
-    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        let guest = self.guest_of(offset, len_u64(buf.len()))?;
-        let mut bytes = buf.to_vec();
-        self.cipher.encrypt(guest / 512, &mut bytes);
-        self.inner.write_at(offset, &bytes)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, _mode: ZeroMode) -> Result<()> {
-        let zeroes = vec![0u8; 64 << 10];
-        let mut done = 0;
-        while done < len {
-            let n = (len - done).min(len_u64(zeroes.len()));
-            self.write_at(offset + done, &zeroes[..crate::num::small(n)])?;
-            done += n;
-        }
-        Ok(())
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.inner.flush()
-    }
-
-    fn set_len(&self, _len: u64, _how: Preallocation) -> Result<()> {
-        Err(Error::errno(libc::ENOTSUP))
-    }
-
-    fn status(&self, _offset: u64, len: u64) -> Result<HostExtent> {
-        Ok(HostExtent { kind: HostKind::Data, len })
-    }
-
-    fn limits(&self) -> Limits {
-        self.inner.limits()
-    }
-
-    fn read_only(&self) -> bool {
-        self.inner.read_only()
-    }
-
-    fn zero_init(&self) -> bool {
-        false
-    }
-}
-
 impl super::image::Qcow2Image {
     /// Reads guest bytes of one data cluster that is encrypted by guest sectors; the cluster's data begin
     /// at `host`.
     pub(super) fn read_guest_keyed(&self, host: u64, at: u64, buf: &mut [u8]) -> Result<()> {
-        let Some((cipher, _)) = self.crypt.as_ref().and_then(Crypt::guest_keyed) else {
+        let Some(keyed) = self.crypt.as_ref().and_then(Crypt::guest_keyed) else {
             return Err(Error::errno(libc::EIO).at_offset(at));
         };
-        let cluster = self.geometry.cluster();
-        let start = round_down(at, 512);
-        let end = crate::num::round_up(at + len_u64(buf.len()), 512);
-        let mut whole = zeroize::Zeroizing::new(vec![0u8; crate::num::small(end - start)]);
-        let (_, data) = self.data_storage();
-        data.read_at(host + start % cluster, &mut whole)?;
-        cipher.decrypt(start / 512, &mut whole);
-        let skip = crate::num::small(at - start);
-        buf.copy_from_slice(&whole[skip..skip + buf.len()]);
-        Ok(())
+        keyed.read_guest(host + at % self.geometry.cluster(), at, buf)
     }
 }

@@ -5,7 +5,8 @@ use std::ops::DerefMut;
 use super::image::Qcow2Image;
 use super::layout::{compatible, incompatible};
 use super::tables::Tables;
-use crate::num::len_u64;
+use crate::num::{len_u64, round_up};
+use crate::storage::Preallocation;
 use crate::{Error, ErrorKind, Result};
 
 impl Qcow2Image {
@@ -200,7 +201,18 @@ impl Qcow2Image {
             tables.header.incompatible &= !incompatible::DIRTY;
             tables.header.write(&*self.file)?;
         }
+        self.fill_last_sector()?;
         self.file.flush()?;
         self.data_file.as_ref().map_or(Ok(()), |f| f.flush())
+    }
+
+    /// Entries of compressed clusters count whole sectors ("Compressed Clusters Descriptor"), and some
+    /// readers refuse a file that ends in the middle of the last one.
+    fn fill_last_sector(&self) -> Result<()> {
+        let len = self.file.len()?;
+        if len.is_multiple_of(512) {
+            return Ok(());
+        }
+        self.file.set_len(round_up(len, 512), Preallocation::Off)
     }
 }

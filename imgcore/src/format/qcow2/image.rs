@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::changing::ChangingTables;
-use super::compress::{ClusterEncoder, DecodedCluster};
+use super::compress::ClusterEncoder;
 use super::crypt::{Crypt, PLAIN};
 use super::layout::{compatible, incompatible};
 use super::map::{DATA_FILE, IMAGE};
 use super::tables::{Geometry, Tables};
+use crate::format::deflate::DecodedCluster;
 use crate::format::info::{Qcow2Info, SpecificInfo};
 use crate::format::{
     Amendment, BackingRef, BitmapStore, CheckReport, Encoder, Extent, Grant, Granularity, Image,
@@ -37,7 +38,7 @@ pub struct Qcow2Image {
     /// Whether the file looks preallocated without data; found out when first asked.
     pub(super) preallocated: OnceLock<bool>,
     /// The compressed cluster read last.
-    pub(super) decoded: Mutex<DecodedCluster>,
+    pub(super) decoded: DecodedCluster,
     /// How guest data are encrypted.
     pub(super) crypt: Option<Crypt>,
     /// Enabled bitmaps.
@@ -166,7 +167,7 @@ impl Image for Qcow2Image {
 
     fn prepare_write(&self, at: GuestOffset, len: u64) -> Result<Grant> {
         let grant = self.grant_clusters(at.0, len)?;
-        if let Some((_, keyed)) = self.crypt.as_ref().and_then(Crypt::guest_keyed) {
+        if let Some(keyed) = self.crypt.as_ref().and_then(Crypt::guest_keyed) {
             keyed.granted(grant.offset.0, grant.len, grant.at.0);
         }
         Ok(grant)
@@ -200,6 +201,10 @@ impl Image for Qcow2Image {
 
     fn discard(&self, at: GuestOffset, len: u64) -> Result<()> {
         self.discard_range(at.0, len)
+    }
+
+    fn release_unused(&self) -> Result<()> {
+        self.release_clusters()
     }
 
     fn flush(&self) -> Result<()> {
@@ -301,7 +306,7 @@ impl Qcow2Image {
 
     /// A granted place is not written to any more.
     fn forget_grant(&self, grant: &Grant) {
-        if let Some((_, keyed)) = self.crypt.as_ref().and_then(Crypt::guest_keyed) {
+        if let Some(keyed) = self.crypt.as_ref().and_then(Crypt::guest_keyed) {
             keyed.done(grant.offset.0);
         }
     }

@@ -3,7 +3,6 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-use super::compress::DecodedCluster;
 use super::crypt::KeyOptions;
 use super::header::Header;
 use super::image::Qcow2Image;
@@ -13,6 +12,7 @@ use super::layout::{
 };
 use super::refcount::Refcounts;
 use super::tables::{Geometry, Tables};
+use crate::format::deflate::DecodedCluster;
 use crate::format::{Access, OpenContext};
 use crate::num::small;
 use crate::storage::Storage;
@@ -159,7 +159,7 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         scratch: cx.scratch,
         unreadable,
         preallocated: OnceLock::new(),
-        decoded: Mutex::new(DecodedCluster::default()),
+        decoded: DecodedCluster::default(),
         crypt,
         recorder: super::bitmap::Recorder::default(),
     };

@@ -145,7 +145,7 @@ impl Qcow2Image {
             if old != L2Entry::default() {
                 self.own_l2_table(tables, guest)?;
                 tables.set_entry(&*self.file, guest, L2Entry::default())?;
-                self.forget_decoded(guest);
+                self.decoded.forget(guest);
                 self.queue_free(tables, old);
             }
             guest += g.cluster();

@@ -12,7 +12,6 @@
 
 use std::time::SystemTime;
 
-use super::compress::DecodedCluster;
 use super::image::Qcow2Image;
 use super::layout::{
     COPIED, MAX_L1_BYTES, MAX_SNAPSHOTS, autoclear, compatible, ext, incompatible,
@@ -357,8 +356,7 @@ impl Qcow2Image {
         tables.l1_dirty = None;
         tables.l2.forget_clean();
         self.size.store(s.disk_size, std::sync::atomic::Ordering::Release);
-        *self.decoded.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            DecodedCluster::default();
+        self.decoded.forget_all();
         let dropped = self.write_counts(tables, &old.counts, Sign::Drop)?;
         self.barrier()?;
         self.forget_freed(tables, &dropped)

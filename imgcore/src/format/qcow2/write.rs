@@ -254,7 +254,7 @@ impl Qcow2Image {
         }
         self.own_l2_table(tables, guest)?;
         tables.set_entry(&*self.file, guest, new)?;
-        self.forget_decoded(guest);
+        self.decoded.forget(guest);
         let same_place = !old.is_compressed()
             && !new.is_compressed()
             && old.descriptor & OFFSET_MASK == new.descriptor & OFFSET_MASK;

@@ -64,8 +64,8 @@ pub(super) fn open(cx: &OpenContext<'_>) -> Result<VdiImage> {
         false => None,
         true => match parent::find(cx, geometry.parent) {
             Ok(found) => Some(found),
-            // Header and block map can be looked at without it.
-            Err(_) if cx.header_only || cx.for_check => None,
+            // Without it there is enough to look at, or the user names another.
+            Err(_) if cx.parent_may_be_missing() => None,
             Err(e) => return Err(e),
         },
     };

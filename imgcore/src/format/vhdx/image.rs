@@ -128,8 +128,8 @@ pub(super) fn open(cx: &OpenContext<'_>) -> Result<VhdxImage> {
         }
         match parent::find(cx, locator) {
             Ok(found) => backing = Some(found),
-            // Header and table can be looked at without it.
-            Err(_) if cx.header_only || cx.for_check => {}
+            // Without it there is enough to look at, or the user names another.
+            Err(_) if cx.parent_may_be_missing() => {}
             Err(e) => return Err(e),
         }
     }

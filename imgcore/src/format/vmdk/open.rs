@@ -217,7 +217,7 @@ fn build(
     descriptor: Descriptor,
     descriptor_at: Option<(u64, u64)>,
 ) -> Result<VmdkImage> {
-    if !cx.header_only && !cx.for_check {
+    if !cx.parent_may_be_missing() {
         descriptor.check_parent().map_err(|e| e.at_path(cx.storage.name()))?;
     }
     let size = extents.last().map_or(0, |e| e.start + e.len);

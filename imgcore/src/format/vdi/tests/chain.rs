@@ -123,3 +123,25 @@ fn own_parent() {
     let e = dir.open("child.vdi", "vdi", Access::Read).unwrap_err();
     assert!(e.report().contains("circle"), "{e:?}");
 }
+
+/// Whoever names the file below himself, or says that there is none, needs no recorded parent.
+#[test]
+fn another_parent_given() {
+    let dir = Dir::new();
+    let disk = pair(&dir, TYPE_DIFF, 6);
+    std::fs::rename(dir.file("base.vdi"), dir.file("moved.img")).unwrap();
+    let open = |below: &str| {
+        let file = dir.file("child.vdi");
+        let child = format!(r#"{{"driver":"file","filename":"{}"}}"#, file.display());
+        let name = format!(r#"json:{{"driver":"vdi","file":{child},"backing":{below}}}"#);
+        let request = crate::graph::open::OpenRequest::parse(&name, None).unwrap();
+        crate::graph::open::open(&request, &crate::graph::open::OpenOptions::default())
+    };
+    assert!(dir.open("child.vdi", "vdi", Access::Read).is_err());
+    let moved = format!(
+        r#"{{"driver":"vdi","file":{{"driver":"file","filename":"{}"}}}}"#,
+        dir.file("moved.img").display()
+    );
+    assert!(testing::content(&open(&moved).unwrap()) == disk);
+    assert!(testing::content(&open("null").unwrap()).iter().all(|&b| b == 0));
+}

@@ -34,6 +34,17 @@ fn a_child_shows_its_parent() {
     drop(node);
     let e = dir.open("child-1m.avhdx", "vhdx", Access::Write).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::ReadOnly);
+    // Under another name it is found by nobody but who names it.
+    std::fs::rename(dir.file("base-1m.vhdx"), dir.file("moved.img")).unwrap();
+    assert!(dir.open("child-1m.avhdx", "vhdx", Access::Read).is_err());
+    let image =
+        |name: &str| format!(r#""driver":"vhdx","file.filename":"{}""#, dir.file(name).display());
+    let (child, moved) = (image("child-1m.avhdx"), image("moved.img"));
+    let name = format!("json:{{{child},\"backing\":{{{moved}}}}}");
+    let request = crate::graph::open::OpenRequest::parse(&name, None).unwrap();
+    let options = crate::graph::open::OpenOptions::default();
+    let node = crate::graph::open::open(&request, &options).unwrap();
+    assert!(testing::content(&node) == content);
 }
 
 #[test]

@@ -26,6 +26,16 @@ fn by_virtualbox() {
     drop(node);
     let e = dir.open("diff.vhd", "vpc", Access::Write).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::ReadOnly);
+    // Under another name it is found by nobody but who names it.
+    std::fs::rename(dir.file("base.vhd"), dir.file("moved.img")).unwrap();
+    assert!(dir.open("diff.vhd", "vpc", Access::Read).is_err());
+    let image =
+        |name: &str| format!(r#""driver":"vpc","file.filename":"{}""#, dir.file(name).display());
+    let name = format!("json:{{{},\"backing\":{{{}}}}}", image("diff.vhd"), image("moved.img"));
+    let request = crate::graph::open::OpenRequest::parse(&name, None).unwrap();
+    let node =
+        crate::graph::open::open(&request, &crate::graph::open::OpenOptions::default()).unwrap();
+    assert!(testing::content(&node) == dir.get("out"));
 }
 
 /// A child of small blocks on a parent; the parent's disk.

@@ -151,7 +151,7 @@ fn every_command_and_name() {
             "compare",
             "--image-opts",
             "driver=raw,file.driver=vvfat,file.dir=in,file.fat-type=32",
-            "a.qcow2,driver=qcow2",
+            "driver=qcow2,file.filename=a.qcow2",
         ],
     );
     let labelled = "driver=vvfat,dir=in,label=mine";

@@ -1,13 +1,16 @@
 //! Options that most commands share.
 
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use imgcore::graph::gate::combine;
 use imgcore::graph::open::{OpenRequest, Policy, Sharing};
 use imgcore::ops::convert::Overwrite;
 use imgcore::ops::stream::{self, Packing, Spooled, StorageReader, Unpack};
 use imgcore::ops::{ImageArg, Job};
 use imgcore::opts::ImageSpec;
+use imgcore::opts::filename::{self, Filename};
 use imgcore::opts::http::HttpTarget;
 use imgcore::opts::object::{self, ObjectDef};
 use imgcore::opts::remote::Remote;
@@ -22,6 +25,7 @@ use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::{Mode, Reporter};
 use crate::prompt;
+use crate::sandbox::{self, Plan, Writing};
 use crate::session::Session;
 
 /// What these options say.
@@ -51,6 +55,10 @@ pub struct Common<'a> {
     /// Where streams are unpacked; `TMPDIR` or `/var/tmp` without.
     pub spool_folder: Option<PathBuf>,
     spooled: Vec<Spooled>,
+    sandbox: sandbox::Mode,
+    /// What the command names; taken when the sandbox is entered.
+    plan: RefCell<Option<Plan>>,
+    changes: Cell<bool>,
     allow: Vec<PathBuf>,
     named: Vec<PathBuf>,
 }
@@ -78,6 +86,9 @@ impl<'a> Common<'a> {
             interrupted: "Interrupted; unfinished files were removed",
             spool_folder: None,
             spooled: Vec::new(),
+            sandbox: sandbox::Mode::default(),
+            plan: RefCell::new(Some(Plan::default())),
+            changes: Cell::new(false),
             allow: Vec::new(),
             named: Vec::new(),
         }
@@ -99,6 +110,12 @@ impl<'a> Common<'a> {
             "force-share" => self.force_share = true,
             "object" => self.object(&given.value)?,
             "allow" => self.allow.push(PathBuf::from(given.value)),
+            "sandbox" => {
+                self.sandbox = sandbox::Mode::parse(&given.value).ok_or_else(|| {
+                    let text = "--sandbox expects 'on', 'off' or 'require'";
+                    self.usage(format!("{text}, not '{}'", given.value))
+                })?;
+            }
             "force" | "overwrite" => self.overwrite = true,
             "output" => {
                 self.output = match given.value.as_str() {
@@ -171,6 +188,7 @@ impl<'a> Common<'a> {
         cache: CacheMode,
     ) -> Result<ImageArg, Failure> {
         let request = self.request(name, format)?;
+        self.image_named(&request);
         Ok(ImageArg { request, cache, sharing: self.sharing() })
     }
 
@@ -198,6 +216,7 @@ impl<'a> Common<'a> {
             );
         }
         let request = self.request(name, format)?;
+        self.image_named(&request);
         if let Some(Remote::Http(target)) = request.remote.as_deref() {
             let target = target.clone();
             return self.web_source(&target, request, cache);
@@ -244,6 +263,7 @@ impl<'a> Common<'a> {
         cache: CacheMode,
     ) -> Result<ImageArg, Failure> {
         let folder = self.spool_folder.clone().unwrap_or_else(temporary_folder);
+        self.planned(|plan| plan.write_folder(&folder));
         let reporter = Reporter::new(self.session, Mode::Off);
         let spooled = self.run(&reporter, |job| stream::spool(stream, unpack, &folder, job));
         let spooled = spooled.map_err(|f| f.prefix(&format!("Could not read {shown}")))?;
@@ -298,8 +318,111 @@ impl<'a> Common<'a> {
         if self.force_share { Sharing::Force } else { Sharing::Locked }
     }
 
+    /// The command changes the images that it names.
+    pub fn changes_images(&self) {
+        self.changes.set(true);
+    }
+
+    /// Adds to what may be opened. Nothing can be added once the first job runs.
+    fn planned(&self, add: impl FnOnce(&mut Plan)) {
+        if let Some(plan) = self.plan.borrow_mut().as_mut() {
+            add(plan);
+        }
+    }
+
+    /// An image will be opened.
+    pub fn image_named(&self, request: &OpenRequest) {
+        let changes = self.changes.get();
+        self.planned(
+            |plan| if changes { plan.writes_image(request) } else { plan.reads_image(request) },
+        );
+    }
+
+    /// An image of the command line will be opened, after a job that comes before it.
+    pub fn will_read(&self, name: &str) {
+        // A name that makes no sense is complained about when it is used.
+        let request = if self.image_opts {
+            Self::silent_specification(name)
+        } else {
+            OpenRequest::parse(name, None).ok()
+        };
+        if let Some(request) = request {
+            self.planned(|plan| plan.reads_image(&request));
+        }
+    }
+
+    /// A complete image specification, where it makes sense.
+    fn silent_specification(text: &str) -> Option<OpenRequest> {
+        OpenRequest::from_spec(&ImageSpec::from_options(text).ok()?, text).ok()
+    }
+
+    /// An image will be changed that is named by a specification.
+    pub fn will_change(&self, text: &str) {
+        if let Some(request) = Self::silent_specification(text) {
+            self.planned(|plan| plan.writes_image(&request));
+        }
+    }
+
+    /// A file of the command line will be made or changed.
+    pub fn will_write(&self, name: &str) {
+        match filename::parse(name) {
+            Ok(Filename::Path(path)) => self.planned(|plan| plan.writes(&path)),
+            _ => {
+                if let Ok(request) = OpenRequest::parse(name, None) {
+                    self.planned(|plan| plan.writes_image(&request));
+                }
+            }
+        }
+    }
+
+    /// Options for a new image called `target`: files that they name are made, too.
+    pub fn will_write_beside(&self, target: &str, options: &[(String, String)]) {
+        for (_, file) in options.iter().filter(|(name, _)| name == "data_file") {
+            self.will_write(&combine(target, file));
+        }
+    }
+
+    /// A file that is named beside an image (a backing file) will be read.
+    pub fn will_read_file(&self, name: &str) {
+        if let Ok(request) = OpenRequest::parse(name, None) {
+            self.planned(|plan| plan.reads_image(&request));
+        }
+    }
+
+    /// A folder will be filled; made if it is not there.
+    pub fn will_fill(&self, folder: &Path) {
+        self.planned(|plan| plan.write_folder(folder));
+    }
+
+    /// Sockets will be used.
+    pub fn will_serve(&self) {
+        self.planned(Plan::use_network);
+    }
+
+    /// Confines the process, once, before the first job looks at an image.
+    fn enter_sandbox(&self) -> Result<(), Failure> {
+        let Some(mut plan) = self.plan.borrow_mut().take() else { return Ok(()) };
+        if self.sandbox == sandbox::Mode::Off {
+            return Ok(());
+        }
+        let changes = self.changes.get();
+        for folder in &self.allow {
+            if changes { plan.write_folder(folder) } else { plan.read_folder(folder) }
+        }
+        if self.session.as_qemu_img {
+            // Names inside images lead anywhere then.
+            plan.read_everything();
+            plan.use_network();
+            if changes {
+                plan.set_writing(Writing::Everywhere);
+            }
+        }
+        sandbox::enter(&plan, self.sandbox)
+    }
+
     /// Allows a file that the user named himself.
     pub fn names(&mut self, file: &str) {
+        self.will_read_file(file);
         self.named.push(PathBuf::from(file));
     }
 
@@ -344,6 +467,7 @@ impl<'a> Common<'a> {
         reporter: &Reporter,
         job: impl FnOnce(&Job<'_>) -> Result<T, E>,
     ) -> Result<T, Failure> {
+        self.enter_sandbox()?;
         let policy = self.policy();
         let secrets = &self.secrets;
         let result = job(&Job { policy: &policy, watcher: reporter, secrets }).map_err(Into::into);

@@ -12,6 +12,7 @@ mod local_time;
 mod output;
 mod progress;
 mod prompt;
+mod sandbox;
 mod session;
 mod signals;
 mod stdout;

@@ -337,7 +337,7 @@ fn set_lock(file: &File, byte: i64, kind: i32) -> Result<(), Errno> {
     fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&range(byte, kind))).map(drop)
 }
 
-fn range(byte: i64, kind: i32) -> libc::flock {
+pub(super) fn range(byte: i64, kind: i32) -> libc::flock {
     // The kinds and SEEK_SET are 0, 1 and 2: they fit the kernel's short fields.
     let short = |n: i32| libc::c_short::try_from(n).unwrap_or(0);
     libc::flock {

@@ -81,6 +81,17 @@ pub(super) const ALLOW: Opt = val(
 .id("allow")
 .also(&["allow"])
 .under("Safety");
+pub(super) const SANDBOX: Opt = val(
+    None,
+    NO_LONG,
+    "on|off|require",
+    "Whether the process confines itself to what the command names before it reads an image, so that a \
+     malicious one gains nothing: on (default) as far as the kernel can, require: or fail, off: not at all",
+)
+.values(&["on", "off", "require"])
+.id("sandbox")
+.also(&["sandbox"])
+.under("Safety");
 pub(super) const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
     .id("force")
     .also(&["force"])
@@ -135,6 +146,7 @@ const CREATE: Command = Command {
         flag(Some('u'), "backing-unsafe", "Do not look at the backing file").under("Overlay"),
         FORCE,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
         flag(Some('e'), NO_LONG, "As -o encryption=on").id("encrypt").hidden(),
         flag(Some('6'), NO_LONG, "As -o compat6").id("compat6").hidden(),
@@ -194,6 +206,7 @@ const IMPORT: Command = Command {
         QUIET,
         FORCE,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -220,6 +233,7 @@ const INFO: Command = Command {
         OBJECT,
         IMAGE_OPTS,
         ALLOW,
+        SANDBOX,
         val(Some('t'), NO_LONG, "CACHE", "Cache mode (default writeback)")
             .id("cache")
             .also(&["cache"])
@@ -273,6 +287,7 @@ const CHAIN: Command = Command {
         PROGRESS,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -308,6 +323,7 @@ const CHECK: Command = Command {
         IMAGE_OPTS,
         QUIET,
         ALLOW,
+        SANDBOX,
     ],
     examples: &[
         ("rimg check disk.qcow2", "Look, change nothing"),
@@ -449,6 +465,7 @@ const CONVERT: Command = Command {
         QUIET,
         FORCE,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
         flag(Some('e'), NO_LONG, "As -o encryption=on").id("encrypt").hidden(),
         flag(Some('6'), NO_LONG, "As -o compat6").id("compat6").hidden(),
@@ -491,6 +508,7 @@ const MAP: Command = Command {
         val(Some('s'), "start-offset", "OFFSET", "Begin at this offset"),
         val(Some('l'), "max-length", "LENGTH", "List at most so many bytes"),
         ALLOW,
+        SANDBOX,
     ],
     examples: &[
         ("rimg map disk.qcow2", "Plain data and its place in the file"),
@@ -521,6 +539,7 @@ const MEASURE: Command = Command {
         val(Some('s'), "size", "SIZE", "A disk of this size instead of an image"),
         FORCE_SHARE,
         ALLOW,
+        SANDBOX,
     ],
     examples: &[
         ("rimg measure -O qcow2 --size 100G", "An empty disk"),
@@ -547,6 +566,7 @@ const COMPARE: Command = Command {
         PROGRESS,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -585,6 +605,7 @@ const DIFF: Command = Command {
         PROGRESS,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -619,6 +640,7 @@ const DIGEST: Command = Command {
         PROGRESS,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -657,6 +679,7 @@ const SNAPSHOT: Command = Command {
         QUIET,
         OBJECT,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -685,6 +708,7 @@ const COMMIT: Command = Command {
         val(Some('r'), "rate", "RATE", "At most RATE bytes a second").also(&["rate-limit"]),
         PROGRESS,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -719,6 +743,7 @@ const REBASE: Command = Command {
         flag(Some('u'), "backing-unsafe", "Change the name only, look at no backing file"),
         flag(Some('c'), "compress", "Compress what is copied"),
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -746,6 +771,7 @@ const AMEND: Command = Command {
         QUIET,
         flag(None, "force", "Allow changes that can make data inaccessible"),
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -785,6 +811,7 @@ const BITMAP: Command = Command {
             .under("Operations"),
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -816,6 +843,7 @@ const DD: Command = Command {
         FORCE_SHARE,
         OVERWRITE,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[
@@ -856,6 +884,7 @@ const BENCH: Command = Command {
         QUIET,
         OBJECT,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
     ],
     examples: &[

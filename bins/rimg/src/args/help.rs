@@ -49,6 +49,7 @@ pub fn version(as_qemu_img: bool) -> String {
     if as_qemu_img {
         format!("qemu-img version 10.0.2 (rimg {own})\n")
     } else {
-        format!("rimg {own} (takes the command lines of qemu-img 10.0)\n")
+        let sandbox = crate::sandbox::support();
+        format!("rimg {own} (takes the command lines of qemu-img 10.0)\n{sandbox}\n")
     }
 }

@@ -1,6 +1,6 @@
 //! The option table of `inspect`, which qemu-img does not have.
 
-use super::commands::{ALLOW, FORMAT, HELP, IMAGE, IMAGE_OPTS, OBJECT, QUIET};
+use super::commands::{ALLOW, FORMAT, HELP, IMAGE, IMAGE_OPTS, OBJECT, QUIET, SANDBOX};
 use super::table::{Command, flag, val};
 
 /// The command.
@@ -30,6 +30,7 @@ pub const INSPECT: Command = Command {
         ),
         QUIET,
         ALLOW,
+        SANDBOX,
         val(
             None,
             "policy",

@@ -1,6 +1,8 @@
 //! The option table of `resize`. What qemu-img does not have is taken only in full.
 
-use super::commands::{ALLOW, FORMAT, HELP, IMAGE, IMAGE_OPTS, OBJECT, OUTPUT_EXACT, QUIET, SIZES};
+use super::commands::{
+    ALLOW, FORMAT, HELP, IMAGE, IMAGE_OPTS, OBJECT, OUTPUT_EXACT, QUIET, SANDBOX, SIZES,
+};
 use super::table::{Command, NO_LONG, flag, pos, val};
 
 const PARTITION: &str = "Partition";
@@ -26,6 +28,7 @@ pub const RESIZE: Command = Command {
         OBJECT,
         QUIET,
         ALLOW,
+        SANDBOX,
         OUTPUT_EXACT,
         flag(
             None,

@@ -1,6 +1,8 @@
 //! The option table of `serve`: names and letters are those of qemu-nbd 10.0.
 
-use super::commands::{ALLOW, CACHE_MODES, FORMAT, HELP, IMAGE, IMAGE_OPTS, OBJECT, QUIET};
+use super::commands::{
+    ALLOW, CACHE_MODES, FORMAT, HELP, IMAGE, IMAGE_OPTS, OBJECT, QUIET, SANDBOX,
+};
 use super::table::{Command, flag, val};
 
 /// The command.
@@ -60,6 +62,7 @@ pub const SERVE: Command = Command {
         QUIET,
         OBJECT,
         ALLOW,
+        SANDBOX,
     ],
     examples: &[
         ("rimg serve -r -t -e 0 -k /run/disk.sock disk.qcow2", "For any number of local readers"),

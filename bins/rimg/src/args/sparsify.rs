@@ -1,6 +1,8 @@
 //! The option table of `sparsify`; its names are those of virt-sparsify where that has them.
 
-use super::commands::{ALLOW, FORCE, FORMAT, HELP, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, TARGETS};
+use super::commands::{
+    ALLOW, FORCE, FORMAT, HELP, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, SANDBOX, TARGETS,
+};
 use super::table::{Command, flag, pos, val};
 
 const IN_PLACE: &str = "In place";
@@ -42,6 +44,7 @@ pub const SPARSIFY: Command = Command {
         QUIET,
         val(None, "output", "human|json", "How to print the result").values(&["human", "json"]),
         ALLOW,
+        SANDBOX,
         flag(None, "in-place", "Change SRC itself; nobody else may be using it").under(IN_PLACE),
         flag(
             None,

@@ -16,6 +16,7 @@ use crate::session::Session;
 /// Runs it.
 pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let mut common = Common::new(session, parser.command);
+    common.changes_images();
     let mut list = Accumulated::default();
     let mut options = AmendOptions::default();
     let mut cache = "writeback".to_owned();

@@ -60,6 +60,9 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     if flush_interval != 0 && flush_interval < u64::from(options.depth) {
         return Err(Failure::new("Flush interval can't be smaller than depth"));
     }
+    if write {
+        common.changes_images();
+    }
     options.image = common.image(&name, cache)?;
     if native && !cache.direct() {
         return Err(Failure::new(format!(

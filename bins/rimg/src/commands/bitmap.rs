@@ -16,6 +16,7 @@ use crate::session::Session;
 /// Runs it.
 pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let mut common = Common::new(session, parser.command);
+    common.changes_images();
     let mut options = BitmapOptions::default();
     let (mut source, mut source_format) = (None, None);
     let mut remove_all = false;
@@ -75,6 +76,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     options.image = common.image(&name, CacheMode::Writeback)?;
     if let Some(file) = source {
         let request = imgcore::graph::open::OpenRequest::parse(&file, source_format.as_deref())?;
+        common.image_named(&request);
         options.source = Some(imgcore::ops::ImageArg { request, ..Default::default() });
     }
     let reporter = common.reporter();

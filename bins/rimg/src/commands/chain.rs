@@ -69,6 +69,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         }
     };
     names.remove(0);
+    common.changes_images();
     action(&common, &wish, names).map_err(trouble)
 }
 

@@ -35,6 +35,9 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let name = common.one_image(parser.positionals())?;
     common.check_exclusive()?;
     let cache: CacheMode = cache_mode("source cache", &cache)?;
+    if repair != Repair::Nothing {
+        common.changes_images();
+    }
     let image = common.image(&name, cache)?;
     let reporter = common.reporter();
     let options = CheckOptions { image, repair };

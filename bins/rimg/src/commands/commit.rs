@@ -12,6 +12,7 @@ use crate::session::Session;
 /// Runs it.
 pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let mut common = Common::new(session, parser.command);
+    common.changes_images();
     let mut options = CommitOptions::default();
     let mut cache = "writeback".to_owned();
     while let Some(given) = parser.next_option()? {

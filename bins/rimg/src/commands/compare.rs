@@ -31,6 +31,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     common.format.clone_from(&first);
     common.check_exclusive().map_err(trouble)?;
     let cache = cache_mode("source cache", &cache).map_err(trouble)?;
+    common.will_read(&b);
     let options = CompareOptions {
         first: common.source(&a, first.as_deref(), cache).map_err(trouble)?,
         second: common.source(&b, second.as_deref(), cache).map_err(trouble)?,

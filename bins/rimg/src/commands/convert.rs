@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use imgcore::format::{Level, SnapshotSelector};
-use imgcore::graph::gate::folder_of;
+use imgcore::graph::gate::{combine, folder_of};
 use imgcore::graph::open::OpenRequest;
 use imgcore::ops::convert::{
     self, Bitmaps, Compress, ConvertOptions, Durability, Offload, OnReadError, Resume, Target,
@@ -92,6 +92,13 @@ pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     let target = staged.as_ref().map_or(target, Staged::image);
     let folder = folder_of(Path::new(&target));
     common.spool_folder = folder.is_dir().then(|| folder.to_path_buf());
+    if let Some(folder) = &common.spool_folder {
+        common.will_fill(folder);
+    }
+    for name in &names {
+        common.will_read(name);
+    }
+    wish.announce(&target, &common);
     let format = common.format.clone();
     let mut sources = Vec::with_capacity(names.len());
     for name in &names {
@@ -232,6 +239,18 @@ impl Wish {
             }
         }
         Ok(())
+    }
+
+    /// Says what will be written.
+    fn announce(&self, target: &str, common: &Common<'_>) {
+        if self.target_image_opts {
+            return common.will_change(target);
+        }
+        common.will_write(target);
+        common.will_write_beside(target, &pairs(&self.options));
+        if let Some(backing) = &self.backing {
+            common.will_read_file(&combine(target, backing));
+        }
     }
 
     fn target(&self, name: &str, common: &Common<'_>) -> Result<Target, Failure> {

@@ -1,5 +1,6 @@
 //! `create`
 
+use imgcore::graph::gate::combine;
 use imgcore::ops::create::{self, BackingCheck, CreateImageOptions};
 use imgcore::opts::list::Accumulated;
 use imgcore::opts::size;
@@ -61,6 +62,12 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     }
     common.warn_of_aes(&wish.options);
     wish.overwrite = common.overwriting();
+    common.will_write(&wish.filename);
+    common.will_write_beside(&wish.filename, &wish.options);
+    let backing = wish.options.iter().filter(|(name, _)| name == "backing_file");
+    for file in backing.map(|(_, file)| file).chain(&wish.backing) {
+        common.will_read_file(&combine(&wish.filename, file));
+    }
     make(&common, wish)
 }
 

@@ -36,6 +36,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         return Err(Failure::new("Must specify both input and output files"));
     };
     common.check_exclusive()?;
+    common.will_write(&output);
     let mut options = DdOptions::new(common.image(&input, CacheMode::Writeback)?, output.clone());
     options.output_driver = driver;
     options.block_size = operands.block_size.unwrap_or(options.block_size);

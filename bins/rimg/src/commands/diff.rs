@@ -41,6 +41,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         .map_err(|_| trouble(common.usage("Expecting two image file names")))?;
     common.format.clone_from(&first);
     common.check_exclusive().map_err(trouble)?;
+    common.will_read(&b);
     let mut image = |name: &str, format: Option<&str>| {
         common.source(name, format, CacheMode::Writeback).map_err(trouble)
     };

@@ -45,6 +45,9 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         }
     }
     let name = common.one_image(parser.positionals()).map_err(trouble)?;
+    if save {
+        common.will_write(&name);
+    }
     let image = {
         let format = common.format.clone();
         common.source(&name, format.as_deref(), CacheMode::Writeback).map_err(trouble)?

@@ -55,6 +55,8 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     wish.folder = folder.ok_or_else(|| common.usage("Expecting a folder for the disks (-d)"))?;
     wish.options = pairs(&given_options);
     wish.overwrite = common.overwriting();
+    common.will_read_file(&wish.source);
+    common.will_fill(std::path::Path::new(&wish.folder));
     let reporter = common.reporter();
     let report = common.run(&reporter, |job| import::import(&wish, job))?;
     common.report(&human(&report, wish.dry_run), || {

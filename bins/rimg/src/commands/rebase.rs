@@ -11,6 +11,7 @@ use crate::session::Session;
 /// Runs it.
 pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let mut common = Common::new(session, parser.command);
+    common.changes_images();
     let mut options = RebaseOptions::default();
     let mut backing = None;
     let (mut cache, mut backing_cache) = ("writeback".to_owned(), "writeback".to_owned());

@@ -25,6 +25,7 @@ struct Partition {
 pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
     let mut parser = parser.with_sizes().with_optional_argument("grow-partition");
     let mut common = Common::new(session, parser.command);
+    common.changes_images();
     let mut preallocation = Preallocation::Off;
     let mut shrinking = Shrinking::Refuse;
     let mut partition = Partition::default();

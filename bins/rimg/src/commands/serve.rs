@@ -59,6 +59,13 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     if wish.fork && !wish.in_background {
         return in_background(session);
     }
+    if !(wish.read_only || wish.snapshot.is_some()) {
+        common.changes_images();
+    }
+    common.will_serve();
+    for path in wish.socket.iter().chain(&wish.pid_file) {
+        common.will_write(path);
+    }
     let mut image = common.image(&name, wish.cache)?;
     image.request.discard = wish.discard.or(image.request.discard);
     if wish.detect_zeroes != DetectZeroes::Off {

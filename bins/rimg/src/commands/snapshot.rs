@@ -30,8 +30,11 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         }
     }
     let name = common.one_image(parser.positionals())?;
-    let image = common.image(&name, CacheMode::Writeback)?;
     let action = action.unwrap_or_default();
+    if !matches!(action, SnapshotAction::List) {
+        common.changes_images();
+    }
+    let image = common.image(&name, CacheMode::Writeback)?;
     let reporter = common.reporter();
     let options = SnapshotOptions { image, action };
     let list = common.run(&reporter, |job| snapshot::snapshot(&options, job))?;

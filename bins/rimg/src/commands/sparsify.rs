@@ -64,6 +64,11 @@ pub fn run(session: &Session, parser: Parser) -> Result<u8, Failure> {
         _ => return Err(common.usage("Expecting an image file name, and the name of the copy")),
     };
     wish.check(&common, target)?;
+    match target {
+        Some(target) => common.will_write(target),
+        None if wish.in_place && !wish.dry_run => common.changes_images(),
+        None => {}
+    }
     let image = common.image(source, CacheMode::Writeback)?;
     match target {
         Some(target) if !wish.dry_run => copy(&common, wish, image, target),

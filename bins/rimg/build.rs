@@ -11,6 +11,7 @@ mod args {
     pub mod commands;
     mod inspect;
     mod serve;
+    mod sparsify;
     #[allow(dead_code)]
     pub mod table;
 }

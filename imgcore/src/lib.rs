@@ -24,6 +24,8 @@ pub mod error;
 pub mod format;
 pub mod graph;
 pub mod guest;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 pub mod nbd;
 pub mod num;
 pub mod ops;

@@ -306,7 +306,7 @@ pub fn linux(dir: &Path, name: &str, system: &Linux, starter: Starter) -> Result
 pub fn empty_hive() -> Vec<u8> {
     let mut out = vec![0; 8192];
     let put32 = |out: &mut Vec<u8>, at: usize, value: u32| {
-        out[at..at + 4].copy_from_slice(&value.to_le_bytes())
+        out[at..at + 4].copy_from_slice(&value.to_le_bytes());
     };
     out[..4].copy_from_slice(b"regf");
     for (at, value) in

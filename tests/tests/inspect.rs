@@ -375,7 +375,8 @@ fn windows(
     must(&wim, dir, &["apply", &text(&archive), "1", &text(&ntfs)])?;
     if hiberfil {
         let page = dir.join("page");
-        std::fs::write(&page, [b"HIBR".as_slice(), &[0; 4092]].concat()).map_err(|e| e.to_string())?;
+        std::fs::write(&page, [b"HIBR".as_slice(), &[0; 4092]].concat())
+            .map_err(|e| e.to_string())?;
         must(&need("ntfscp")?, dir, &["-f", "-q", &text(&ntfs), &text(&page), "/hiberfil.sys"])?;
     }
     // An MBR with an active partition, and programs that name what they start.

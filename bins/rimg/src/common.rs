@@ -1,14 +1,18 @@
 //! Options that most commands share.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use imgcore::graph::open::{OpenRequest, Policy, Sharing};
 use imgcore::ops::convert::Overwrite;
-use imgcore::ops::stream::{self, Packing, Spooled};
+use imgcore::ops::stream::{self, Packing, Spooled, StorageReader, Unpack};
 use imgcore::ops::{ImageArg, Job};
 use imgcore::opts::ImageSpec;
+use imgcore::opts::http::HttpTarget;
+use imgcore::opts::remote::Remote;
 use imgcore::opts::secret::{self, Secrets};
 use imgcore::storage::CacheMode;
+use imgcore::storage::http::{self, Opened};
 
 use crate::args::getopt::Given;
 use crate::args::{self, help};
@@ -172,27 +176,72 @@ impl<'a> Common<'a> {
         format: Option<&str>,
         cache: CacheMode,
     ) -> Result<ImageArg, Failure> {
-        let plain = self.session.as_qemu_img || self.image_opts;
-        let stdin = name == "-";
-        if plain || (!stdin && Packing::of_file(name)? == Packing::Plain) {
-            self.check_exclusive()?;
+        self.check_exclusive()?;
+        if self.session.as_qemu_img {
             return self.image_as(name, format, cache);
         }
+        if name == "-" && !self.image_opts {
+            let request = OpenRequest { shown: Some("-".to_owned()), ..OpenRequest::default() };
+            let request = request.with_driver(format);
+            return self.spool(
+                "standard input",
+                std::io::stdin(),
+                Unpack::AsItBegins,
+                request,
+                cache,
+            );
+        }
+        let request = self.request(name, format)?;
+        if let Some(Remote::Http(target)) = request.remote.as_deref() {
+            let target = target.clone();
+            return self.web_source(&target, request, cache);
+        }
+        if self.image_opts || Packing::of_file(name)? == Packing::Plain {
+            return Ok(ImageArg { request, cache, sharing: self.sharing() });
+        }
+        let file = std::fs::File::open(name).map_err(|e| imgcore::Error::io(&e))?;
+        let request = OpenRequest { shown: Some(name.to_owned()), ..request };
+        self.spool(name, file, Unpack::AsItBegins, request, cache)
+    }
+
+    /// A file on a web server: read in place where the server gives parts of it and it is not packed, otherwise
+    /// copied first.
+    fn web_source(
+        &mut self,
+        target: &HttpTarget,
+        request: OpenRequest,
+        cache: CacheMode,
+    ) -> Result<ImageArg, Failure> {
+        let name = request.name().to_owned();
+        let named =
+            |e: imgcore::Error| Failure::from(e.context(format!("Could not open '{name}'")));
+        let unpack = Unpack::Named(&target.url);
+        match http::open(target, &self.secrets).map_err(named)? {
+            Opened::Ranges(storage) => {
+                if Packing::of_url(&target.url, &storage).map_err(named)? == Packing::Plain {
+                    return Ok(ImageArg { request, cache, sharing: self.sharing() });
+                }
+                let stream = StorageReader::new(Arc::new(storage));
+                self.spool(&name, stream, unpack, request, cache)
+            }
+            Opened::Stream(stream) => self.spool(&name, stream, unpack, request, cache),
+        }
+    }
+
+    /// Puts a stream into a temporary file, from which `request` is then opened.
+    fn spool(
+        &mut self,
+        shown: &str,
+        stream: impl std::io::Read,
+        unpack: Unpack<'_>,
+        request: OpenRequest,
+        cache: CacheMode,
+    ) -> Result<ImageArg, Failure> {
         let folder = self.spool_folder.clone().unwrap_or_else(temporary_folder);
         let reporter = Reporter::new(self.session, Mode::Off);
-        let shown = if stdin { "standard input" } else { name };
-        let spooled = self.run(&reporter, |job| {
-            if stdin {
-                return stream::spool(std::io::stdin().lock(), &folder, job);
-            }
-            let file = std::fs::File::open(name).map_err(|e| imgcore::Error::io(&e))?;
-            stream::spool(file, &folder, job)
-        });
+        let spooled = self.run(&reporter, |job| stream::spool(stream, unpack, &folder, job));
         let spooled = spooled.map_err(|f| f.prefix(&format!("Could not read {shown}")))?;
-        let request = OpenRequest {
-            shown: Some(name.to_owned()),
-            ..OpenRequest::file(spooled.path()).with_driver(format)
-        };
+        let request = OpenRequest { filename: spooled.path(), remote: None, ..request };
         self.spooled.push(spooled);
         Ok(ImageArg { request, cache, sharing: Sharing::Off })
     }

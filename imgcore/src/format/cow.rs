@@ -208,8 +208,21 @@ impl CowImage {
         }
         let bit = |n: u64| seen.bits.get(small(n / 8 - start)).map(|byte| byte >> (n % 8) & 1 != 0);
         let written = bit(first);
-        let len = (first..first + most).take_while(|&n| bit(n) == written).count();
-        Ok((written == Some(true), len_u64(len).max(1)))
+        let same = if written == Some(true) { 0xff } else { 0 };
+        let (mut at, end) = (first, first + most);
+        while at < end {
+            if at.is_multiple_of(8)
+                && end - at >= 8
+                && seen.bits.get(small(at / 8 - start)) == Some(&same)
+            {
+                at += 8;
+            } else if bit(at) == written {
+                at += 1;
+            } else {
+                break;
+            }
+        }
+        Ok((written == Some(true), (at - first).max(1)))
     }
 }
 

@@ -339,6 +339,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// Gives the host's space of all that the image's file holds unused back, where a discard alone keeps it
+    /// for the next allocation. The image must have been checked: what its tables call unused is lost.
+    fn release_unused(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Writes all tables in a safe order and waits until they and all data are on disk.
     fn flush(&self) -> Result<()>;
 

@@ -14,6 +14,7 @@ pub mod output;
 pub mod output_space;
 pub mod pin;
 pub mod range_lock;
+mod remote;
 pub mod runs;
 mod status;
 pub mod temporary;

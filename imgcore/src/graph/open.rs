@@ -17,8 +17,9 @@ pub use super::open_request::{
 use crate::format::{self, Access, BackingRef, Driver, OpenContext, PROBE_LEN};
 use crate::num::small;
 use crate::opts::filename::{self, Filename};
+use crate::opts::remote::Remote;
 use crate::storage::lock::LockSet;
-use crate::storage::{FileOptions, FileStorage, NbdStorage, SliceStorage, Storage};
+use crate::storage::{FileOptions, FileStorage, SliceStorage, Storage};
 use crate::{Error, ErrorKind, Result};
 
 /// Longest chain that is followed. Each link costs an open file.
@@ -71,7 +72,9 @@ impl Opening<'_> {
         let file_options =
             FileOptions { writable: access == Access::Write, cache: level.options.cache };
         let (bottom, file): (Arc<dyn Storage>, _) = match &request.remote {
-            Some(target) => (Arc::new(NbdStorage::open(target, file_options)?), None),
+            Some(remote) => {
+                (super::remote::open(remote, file_options, &self.options.secrets)?, None)
+            }
             None => {
                 let file = Arc::new(FileStorage::open(Path::new(path), file_options)?);
                 (Arc::clone(&file) as _, Some(file))
@@ -258,7 +261,8 @@ fn in_backing(error: Error) -> Error {
 fn asked_driver(request: &OpenRequest) -> Result<Option<&'static dyn Driver>> {
     let Some(name) = &request.driver else { return Ok(None) };
     // A protocol as the top of a tree is the file as it is.
-    let name = if matches!(name.as_str(), "file" | "host_device" | "nbd") { "raw" } else { name };
+    let plain = matches!(name.as_str(), "file" | "host_device") || Remote::is_driver(name);
+    let name = if plain { "raw" } else { name };
     format::driver(name)
         .map(Some)
         .ok_or_else(|| Error::unsupported(format!("Unknown driver '{name}'")))
@@ -288,7 +292,8 @@ pub(crate) fn backing_request(
         });
     }
     if policy.trust() == Trust::Everything
-        && let Ok(Filename::Protocol { driver: "nbd", .. }) = filename::parse(&backing.name)
+        && let Ok(Filename::Protocol { driver, .. }) = filename::parse(&backing.name)
+        && Remote::is_driver(driver)
     {
         return OpenRequest::parse(&backing.name, backing.format.as_deref());
     }

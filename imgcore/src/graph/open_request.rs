@@ -3,7 +3,8 @@
 use super::gate::Policy;
 use crate::format::{Access, SnapshotSelector};
 use crate::opts::filename::{self, Filename};
-use crate::opts::nbd::NbdTarget;
+use crate::opts::http::without_credentials;
+use crate::opts::remote::Remote;
 use crate::opts::secret::Secrets;
 use crate::opts::spec::{self, BackingSpec, ImageSpec};
 use crate::storage::CacheMode;
@@ -50,8 +51,8 @@ pub struct OpenRequest {
     pub filename: String,
     /// The name in messages and reports, where it is not `filename` (a `json:{...}` description).
     pub shown: Option<String>,
-    /// The export of an NBD server that is opened instead of a file; `filename` is its URI then.
-    pub remote: Option<Box<NbdTarget>>,
+    /// What is opened instead of a file; `filename` is the name it is shown by then.
+    pub remote: Option<Box<Remote>>,
     /// The driver; probed when not given.
     pub driver: Option<String>,
     /// The file below.
@@ -87,17 +88,18 @@ impl OpenRequest {
                 request.shown = (request.filename != name).then(|| name.to_owned());
                 Ok(request)
             }
-            Filename::Protocol { driver: "nbd", .. } => {
-                let target = NbdTarget::parse(name).map_err(|e| refused(name, e.into()))?;
-                let mut request = OpenRequest::remote(target).with_driver(driver);
-                request.shown = Some(name.to_owned());
+            Filename::Protocol { driver: protocol, .. } => {
+                let remote = Remote::parse(protocol, name).map_err(|e| refused(name, e.into()))?;
+                let remote = remote.ok_or_else(|| {
+                    let error =
+                        Error::unsupported(format!("Protocol '{protocol}' is not supported"));
+                    let advice = "copy the image to a file first, or attach it as a block device";
+                    refused(name, error.hint(advice))
+                })?;
+                let mut request = OpenRequest::remote(remote).with_driver(driver);
+                request.shown = Some(without_credentials(name).into_owned());
                 Ok(request)
             }
-            Filename::Protocol { driver, .. } => Err(refused(
-                name,
-                Error::unsupported(format!("Protocol '{driver}' is not supported"))
-                    .hint("copy the image to a file first, or attach it as a block device"),
-            )),
             Filename::Json(spec) => {
                 let mut request = OpenRequest::from_spec(&spec, name)?;
                 // What the command line says stands above what the description says.
@@ -109,7 +111,8 @@ impl OpenRequest {
 
     /// The tree of `--image-opts` or `json:`; `shown` is what the user wrote.
     pub fn from_spec(spec: &ImageSpec, shown: &str) -> Result<Self> {
-        from_spec(spec, Some(shown)).map_err(|e| refused(shown, e))
+        let shown = without_credentials(shown);
+        from_spec(spec, Some(&shown)).map_err(|e| refused(&shown, e))
     }
 
     /// A file by its name, driver probed.
@@ -117,10 +120,10 @@ impl OpenRequest {
         OpenRequest { filename: filename.into(), ..OpenRequest::default() }
     }
 
-    /// An export of an NBD server, driver probed.
-    pub fn remote(target: NbdTarget) -> Self {
-        let filename = target.uri();
-        OpenRequest { filename, remote: Some(Box::new(target)), ..OpenRequest::default() }
+    /// What is not in a file, driver probed.
+    pub fn remote(remote: Remote) -> Self {
+        let filename = remote.shown();
+        OpenRequest { filename, remote: Some(Box::new(remote)), ..OpenRequest::default() }
     }
 
     /// With an explicit driver, if one is given.
@@ -249,7 +252,7 @@ impl OpenOptions {
 }
 
 fn refused(name: &str, error: Error) -> Error {
-    error.context(format!("Could not open '{name}'"))
+    error.context(format!("Could not open '{}'", without_credentials(name)))
 }
 
 /// Walks down the tree of formats to the file.
@@ -321,16 +324,19 @@ fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Re
     if let Some(data) = &spec.data_file {
         let data = from_spec(data, None)?;
         if data.remote.is_some() {
-            return Err(Error::unsupported("Protocol 'nbd' is not supported for data files"));
+            let protocol = data.driver.as_deref().unwrap_or("nbd");
+            let text = format!("Protocol '{protocol}' is not supported for data files");
+            return Err(Error::unsupported(text));
         }
         refuse_space_options(&data, "data-file")?;
         request.data_file = Some(Box::new(data));
     }
+    let protocol = spec.driver.as_deref().unwrap_or_default();
+    let remote = Remote::from_options(protocol, spec.filename.as_deref(), &spec.other)?;
     match (&spec.file, &spec.filename) {
-        _ if spec.driver.as_deref() == Some("nbd") => {
-            let target = NbdTarget::from_options(spec.filename.as_deref(), &spec.other)?;
-            request.filename = target.uri();
-            request.remote = Some(Box::new(target));
+        _ if remote.is_some() => {
+            request.filename = remote.as_ref().map(Remote::shown).unwrap_or_default();
+            request.remote = remote.map(Box::new);
             request.options.clear();
         }
         (Some(file), _) => lower_file(&mut request, file)?,
@@ -347,7 +353,8 @@ fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Re
 fn lower_file(request: &mut OpenRequest, file: &ImageSpec) -> Result<()> {
     let lower = from_spec(file, None)?;
     match lower.driver.as_deref() {
-        None | Some("file" | "host_device" | "nbd") => {}
+        None | Some("file" | "host_device") => {}
+        Some(driver) if Remote::is_driver(driver) => {}
         Some("raw") if request.window.is_none() => request.window = lower.window,
         Some(driver) if spec::is_format(driver) => {
             return Err(Error::unsupported(format!(

@@ -3,7 +3,8 @@
 //! A floor between [`crate::graph`] and [`crate::ops`]. [`GuestDisk`] is the guest's disk with checked
 //! reads; [`parts::Layout`] finds partitions and logical volumes on it; each of them is a [`Volume`],
 //! whose bytes are read through its mapping and whose ranges can be told as ranges of the disk.
-//! [`content`] says what a volume holds, [`files`] reads files and folders of it.
+//! [`content`] says what a volume holds, [`free`] which of its bytes hold nothing, [`files`] reads files
+//! and folders of it.
 //!
 //! ```no_run
 //! # fn main() -> imgcore::Result<()> {
@@ -27,10 +28,14 @@
 pub mod boot;
 pub mod content;
 pub mod disk;
+mod fields;
 pub mod files;
+pub mod free;
 pub mod linux;
 pub mod parts;
 pub mod system;
+#[cfg(test)]
+mod testing;
 mod volume;
 pub mod windows;
 

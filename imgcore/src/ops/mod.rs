@@ -32,6 +32,7 @@ pub mod selector;
 pub mod serve;
 pub mod snapshot;
 pub mod source;
+pub mod sparsify;
 pub mod stream;
 
 use std::sync::Arc;

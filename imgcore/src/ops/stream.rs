@@ -9,12 +9,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::source::Walk;
 use super::{ImageArg, Job};
 use crate::format::check_cancelled;
 use crate::graph::open::Purpose;
 use crate::num::{len_u64, small};
+use crate::storage::Storage;
 use crate::storage::zero::is_zero;
 use crate::{Error, Result};
 
@@ -72,14 +74,68 @@ impl Packing {
     /// # Errors
     /// When it cannot be read.
     pub fn of_file(path: &str) -> Result<Self> {
-        let promised = Packing::promised(path);
-        if promised == Packing::Plain || !Path::new(path).is_file() {
+        if Packing::promised(path) == Packing::Plain || !Path::new(path).is_file() {
             return Ok(Packing::Plain);
         }
         let mut head = Vec::new();
         let read = File::open(path).and_then(|f| f.take(len_u64(MAGIC)).read_to_end(&mut head));
         read.map_err(|e| Error::io(&e).context(format!("Could not open '{path}'")).at_path(path))?;
-        Ok(if Packing::of(&head) == promised { promised } else { Packing::Plain })
+        Ok(Packing::agreed(path, &head))
+    }
+
+    /// How something of this name that begins like this is packed, where both say the same.
+    pub fn agreed(name: &str, head: &[u8]) -> Self {
+        let promised = Packing::promised(name);
+        if Packing::of(head) == promised { promised } else { Packing::Plain }
+    }
+
+    /// How a file on a web server is packed: the path of its URL and its first bytes must agree.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of_url(url: &str, storage: &dyn Storage) -> Result<Self> {
+        let mut head = [0; MAGIC];
+        storage.read_at(0, &mut head)?;
+        Ok(Packing::agreed(path_of(url), &head))
+    }
+}
+
+/// A URL without its query.
+fn path_of(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
+}
+
+/// How a stream is unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpack<'a> {
+    /// As its first bytes say.
+    AsItBegins,
+    /// As its first bytes and this name say, where they agree.
+    Named(&'a str),
+}
+
+/// A storage from front to end.
+#[derive(Debug)]
+pub struct StorageReader {
+    storage: Arc<dyn Storage>,
+    at: u64,
+}
+
+impl StorageReader {
+    /// From its first byte on.
+    pub fn new(storage: Arc<dyn Storage>) -> Self {
+        StorageReader { storage, at: 0 }
+    }
+}
+
+impl Read for StorageReader {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let failed = |e: Error| std::io::Error::other(e.report());
+        let left = self.storage.len().map_err(failed)?.saturating_sub(self.at);
+        let n = small(left).min(buf.len());
+        self.storage.read_at(self.at, &mut buf[..n]).map_err(failed)?;
+        self.at += len_u64(n);
+        Ok(n)
     }
 }
 
@@ -98,7 +154,12 @@ impl Spooled {
 ///
 /// # Errors
 /// When the stream cannot be read or is damaged, or the file cannot be written.
-pub fn spool(stream: impl Read, folder: &Path, job: &Job<'_>) -> Result<Spooled> {
+pub fn spool(
+    stream: impl Read,
+    unpack: Unpack<'_>,
+    folder: &Path,
+    job: &Job<'_>,
+) -> Result<Spooled> {
     let mut how = File::options();
     how.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC);
     let file = how.open(folder).map_err(|e| {
@@ -106,7 +167,11 @@ pub fn spool(stream: impl Read, folder: &Path, job: &Job<'_>) -> Result<Spooled>
         Error::io(&e).context(text).hint("TMPDIR names a folder with space for the whole disk")
     })?;
     let mut stream = BufReader::with_capacity(BLOCK, stream);
-    let packing = Packing::of(stream.fill_buf()?);
+    let head = stream.fill_buf().map_err(|e| Error::io(&e).context("it cannot be read"))?;
+    let packing = match unpack {
+        Unpack::AsItBegins => Packing::of(head),
+        Unpack::Named(name) => Packing::agreed(path_of(name), head),
+    };
     let damaged = |e: std::io::Error| match packing {
         Packing::Plain => Error::io(&e).context("it cannot be read"),
         _ => Error::corrupt(format!("it does not unpack: {e}")),
@@ -198,7 +263,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (policy, secrets) = (Policy::folder(), Secrets::default());
         let job = Job { policy: &policy, watcher: &Unwatched, secrets: &secrets };
-        let spooled = spool(bytes, dir.path(), &job)?;
+        let spooled = spool(bytes, Unpack::AsItBegins, dir.path(), &job)?;
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it has a name");
         Ok(std::fs::read(spooled.path()).unwrap())
     }

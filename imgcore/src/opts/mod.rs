@@ -10,10 +10,12 @@
 
 pub mod error;
 pub mod filename;
+pub mod http;
 pub mod human;
 pub mod json;
 pub mod list;
 pub mod nbd;
+pub mod remote;
 pub mod secret;
 pub mod size;
 pub mod spec;

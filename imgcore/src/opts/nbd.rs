@@ -239,7 +239,7 @@ fn seconds(name: &str, text: Option<String>) -> Result<Duration, OptError> {
 }
 
 /// Undoes percent-encoding; `None` for a broken one, for a NUL and for what is not UTF-8 then.
-fn decoded(text: &str) -> Option<String> {
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {

@@ -1,4 +1,4 @@
-//! Where bytes live: files, block devices, memory, exports of NBD servers.
+//! Where bytes live: files, block devices, memory, exports of NBD servers, files of web servers.
 //!
 //! A [`Storage`] is a flat run of bytes with positional, thread-safe access. Reading past the end
 //! gives zeroes (QEMU's protocol layer does the same, and images end with short clusters because of
@@ -14,6 +14,7 @@ pub mod crash;
 mod crypt;
 pub mod culprit;
 mod file;
+pub mod http;
 pub mod lock;
 mod memory;
 pub mod nbd;
@@ -26,6 +27,7 @@ use crate::Result;
 
 pub use crypt::CryptStorage;
 pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
+pub use http::HttpStorage;
 pub use memory::MemoryStorage;
 pub use nbd::NbdStorage;
 pub use slice::SliceStorage;
@@ -174,6 +176,12 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
 
     /// The network protocol behind this storage, by the name of QEMU's driver.
     fn protocol(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What tells these bytes from others of the same name, for what is no file: size and time of change as the
+    /// other side tells them.
+    fn identity(&self) -> Option<String> {
         None
     }
 

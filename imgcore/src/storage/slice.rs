@@ -83,6 +83,10 @@ impl Storage for SliceStorage {
         }
     }
 
+    fn identity(&self) -> Option<String> {
+        self.inner.identity().map(|id| format!("{id}, from byte {}", self.start))
+    }
+
     fn whole(&self) -> Option<(&dyn Storage, u64)> {
         match self.inner.whole() {
             Some((whole, start)) => Some((whole, start.saturating_add(self.start))),

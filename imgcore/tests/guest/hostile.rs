@@ -27,9 +27,12 @@ pub fn look(image: Vec<u8>) {
     let _ = tree.find("/loop");
 }
 
+/// A name, an image, and the places in it that hold structures.
+type Sample = (&'static str, Vec<u8>, Vec<usize>);
+
 /// One small image of each kind.
-fn images() -> &'static [(&'static str, Vec<u8>, Vec<usize>)] {
-    static MADE: std::sync::OnceLock<Vec<(&str, Vec<u8>, Vec<usize>)>> = std::sync::OnceLock::new();
+fn images() -> &'static [Sample] {
+    static MADE: std::sync::OnceLock<Vec<Sample>> = std::sync::OnceLock::new();
     MADE.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let host = dir.path().join("tree");

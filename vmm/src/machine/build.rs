@@ -9,7 +9,7 @@ use super::events::{Event, Sink};
 use super::parts::{Parts, Workshop};
 use super::run::{Machine, start_state};
 use super::timer::RtcTimer;
-use crate::Result;
+use crate::boot::registers::Entry;
 use crate::chardev::{Chardevs, Standard};
 use crate::control::events::Broadcast;
 use crate::control::{MachineEvent, RunState};
@@ -18,8 +18,10 @@ use crate::kvm::System;
 use crate::kvm::baseline::{ChipBaseline, VcpuBaseline};
 use crate::kvm::vm::SlotKind;
 use crate::mem;
+use crate::mem::Memory;
 use crate::pci::Root;
 use crate::vcpu::{Buses, EffectSink, Group, VcpuSettings};
+use crate::{Error, Result};
 
 /// Whoever builds a machine, while it is being built.
 pub trait Caller {
@@ -60,7 +62,6 @@ impl Machine {
         // Before the chips: KVM waits for readers of its tables at each change, and it is the second wait
         // in a row that takes milliseconds.
         vm.map_memory(&memory, 0, SlotKind::Ram)?;
-        vm.create_chips()?;
         let (buses, root) = (Buses::default(), Arc::new(Root::new()));
         let workshop = Workshop {
             config: &config,
@@ -70,9 +71,10 @@ impl Machine {
             root: &root,
             chardevs: &chardevs,
         };
-        let mut parts = workshop.build()?;
-        let entry = boot::load(&config, &memory)?;
-        let template = cpu::build(&config.cpu, &system.supported_cpuid()?)?;
+        let (mut parts, template, entry) = while_loading(&config, &memory, || {
+            vm.create_chips()?;
+            Ok((workshop.build()?, cpu::build(&config.cpu, &system.supported_cpuid()?)?))
+        })?;
         let mut notes = std::mem::take(&mut parts.notes);
         notes.extend(template.warnings.iter().map(|w| format!("warning: {w}")));
         let (mut vcpus, mut baseline) = (Vec::new(), Vec::new());
@@ -129,6 +131,29 @@ impl Machine {
             notes,
         })
     }
+}
+
+/// Copies the kernel and all else that lies in memory at the start, on a thread of its own that ends here, while
+/// `work` makes chips and devices: making chips is mostly waiting, and a kernel of some ten megabytes takes as long
+/// to copy as all the rest.
+fn while_loading<A, B>(
+    config: &MachineConfig,
+    memory: &Memory,
+    work: impl FnOnce() -> Result<(A, B)>,
+) -> Result<(A, B, Entry)> {
+    std::thread::scope(|scope| {
+        let loading = std::thread::Builder::new()
+            .name("load".into())
+            .spawn_scoped(scope, || boot::load(config, memory))
+            .map_err(|e| Error::io(&e).context("cannot start a thread to load the kernel"))?;
+        let worked = work();
+        let loaded = match loading.join() {
+            Ok(loaded) => loaded,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        let (a, b) = worked?;
+        Ok((a, b, loaded?))
+    })
 }
 
 /// Errors of disks and sizes of the balloon reach the machine and its monitors.

@@ -10,14 +10,14 @@ use super::table::{Command, NO_LONG, Opt, Positional, flag, pos, val};
 const FORMATS: &[&str] =
     &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks", "bochs", "cloop", "cow", "dmg"];
 /// Those that can be created.
-const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks"];
+pub(super) const TARGETS: &[&str] = &["raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx", "luks"];
 pub(super) const CACHE_MODES: &[&str] =
     &["none", "writeback", "unsafe", "writethrough", "directsync"];
 const HUMAN_JSON: &[&str] = &["human", "json"];
 
 pub(super) const HELP: Opt = flag(Some('h'), "help", "Print this help and exit");
 pub(super) const QUIET: Opt = flag(Some('q'), "quiet", "Print errors only");
-const PROGRESS: Opt = flag(
+pub(super) const PROGRESS: Opt = flag(
     Some('p'),
     "progress",
     "Show progress: a bar on a terminal, percentages elsewhere; --progress=json prints one JSON \
@@ -64,7 +64,7 @@ pub(super) const ALLOW: Opt = val(
 .id("allow")
 .also(&["allow"])
 .under("Safety");
-const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
+pub(super) const FORCE: Opt = flag(None, NO_LONG, "Replace an existing file that is not empty")
     .id("force")
     .also(&["force"])
     .under("Safety");
@@ -79,7 +79,7 @@ const SIZES: &str =
 /// Every command, sorted by name.
 pub const COMMANDS: &[Command] = &[
     AMEND, BENCH, BITMAP, CHAIN, CHECK, COMMIT, COMPARE, CONVERT, CREATE, DD, DIFF, DIGEST, IMPORT,
-    INFO, INSPECT, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT,
+    INFO, INSPECT, MAP, MEASURE, REBASE, RESIZE, SERVE, SNAPSHOT, SPARSIFY,
 ];
 
 /// Options before the command.
@@ -315,7 +315,10 @@ const CONVERT: Command = Command {
         any number of threads. Zeroes take no space in the target.\n\n\
         A source called - is standard input; one that is packed (.gz, .xz, .zst, .bz2) is unpacked. Both are \
         put into a temporary file beside the target first, which needs space for the whole disk. A target \
-        called - is standard output.",
+        called - is standard output.\n\n\
+        A source may be on a web server (http://, https://): it is read in place, on several connections, and \
+        a connection that breaks is gone on with. Where the server gives no parts of files, or the image is \
+        packed, it is copied to a temporary file first.",
     positionals: &[
         pos("SRC_FILENAME", "Source image (or specification, with --image-opts), or -").many(),
         pos("TGT_FILENAME", "Target image, or -"),
@@ -389,6 +392,15 @@ const CONVERT: Command = Command {
         )
         .id("verify")
         .also(&["verify"])
+        .under("Target"),
+        flag(
+            None,
+            NO_LONG,
+            "Leave out what the guest's file systems do not use: see rimg sparsify, which says what that \
+             is and can leave volumes alone",
+        )
+        .id("sparsify")
+        .also(&["sparsify"])
         .under("Target"),
         flag(
             None,
@@ -632,6 +644,7 @@ const RESIZE: Command = Command {
 
 const SERVE: Command = super::serve::SERVE;
 const INSPECT: Command = super::inspect::INSPECT;
+const SPARSIFY: Command = super::sparsify::SPARSIFY;
 
 const SNAPSHOT: Command = Command {
     name: "snapshot",

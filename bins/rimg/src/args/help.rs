@@ -35,7 +35,8 @@ pub fn program(program: &str) -> String {
     text.push_str(&format!("Supported image formats: {}\n\n", names.join(" ")));
     text.push_str(&format!(
         "'{program} COMMAND --help' explains a command, with examples.\n\
-         An image name may also be json:{{...}}, as for qemu-img.\n"
+         An image name may also be json:{{...}}, as for qemu-img, or the address of what is not a file here:\n\
+         nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, http://HOST/PATH, https://HOST/PATH.\n"
     ));
     text
 }

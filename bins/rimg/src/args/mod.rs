@@ -6,6 +6,7 @@ pub mod getopt;
 pub mod help;
 mod inspect;
 mod serve;
+mod sparsify;
 pub mod table;
 
 /// The table of a command.

@@ -10,6 +10,7 @@ use imgcore::ops::convert::{
     self, Bitmaps, Compress, ConvertOptions, Durability, Offload, OnReadError, Resume, Target,
     Verify,
 };
+use imgcore::ops::sparsify::Selection;
 use imgcore::ops::{selector, stream};
 use imgcore::opts::OptError;
 use imgcore::opts::filename::{self, Filename};
@@ -54,6 +55,7 @@ struct Wish {
     encrypt: bool,
     compat6: bool,
     verify: bool,
+    sparsify: bool,
     resume: bool,
     checkpoint: Option<u64>,
 }
@@ -177,6 +179,7 @@ impl Wish {
             "encrypt" => self.encrypt = true,
             "compat6" => self.compat6 = true,
             "verify" => self.verify = true,
+            "sparsify" => self.sparsify = true,
             "resume" => self.resume = true,
             "checkpoint" => {
                 self.checkpoint = Some(size::argument("checkpoint", &value, 0, 86_400)?);
@@ -191,6 +194,7 @@ impl Wish {
         let raw = self.target_format.as_deref().is_none_or(|f| f == "raw");
         let changed =
             self.options.given() || self.compress || self.salvage || self.verify || self.rate > 0;
+        let changed = changed || self.sparsify;
         raw && !changed && self.snapshot.is_none() && self.backing.is_none()
     }
 
@@ -288,6 +292,9 @@ impl Wish {
         }
         if self.verify {
             options.verify = Verify::Yes;
+        }
+        if self.sparsify {
+            options.sparsify = Some(Selection::default());
         }
         if self.resume {
             let seconds = self.checkpoint.unwrap_or(CHECKPOINT);

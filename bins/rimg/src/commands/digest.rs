@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use imgcore::Error;
 use imgcore::ops::digest::{self, DigestReport, Kind, Written};
+use imgcore::opts::http::without_credentials;
 use imgcore::storage::CacheMode;
 use serde_json::json;
 
@@ -48,6 +49,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         let format = common.format.clone();
         common.source(&name, format.as_deref(), CacheMode::Writeback).map_err(trouble)?
     };
+    let name = without_credentials(&name);
     let beside = PathBuf::from(format!("{name}.digest"));
     let expected = match expected {
         Expected::Nothing => None,

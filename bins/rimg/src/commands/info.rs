@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::output::info as form;
 use crate::output::shown_name;
 use crate::session::Session;
+use imgcore::opts::http::without_credentials;
 use imgcore::storage::CacheMode;
 
 /// Runs it.
@@ -27,7 +28,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let image = common.image(&name, cache)?;
     let reporter = common.reporter();
     let mut chain = common.run(&reporter, |job| info::info(&InfoOptions { image, depth }, job))?;
-    if let Some(top) = chain.first_mut().filter(|top| top.filename == name) {
+    if let Some(top) = chain.first_mut().filter(|top| top.filename == without_credentials(&name)) {
         top.filename = shown_name::of(&name, common.image_opts, &top.format);
     }
     common.report(&form::human(&chain), || form::json(&chain, depth == Depth::Chain));

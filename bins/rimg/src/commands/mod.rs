@@ -24,6 +24,7 @@ mod rebase;
 mod resize;
 mod serve;
 mod snapshot;
+mod sparsify;
 
 use crate::args;
 use crate::args::getopt::Parser;
@@ -59,6 +60,7 @@ pub fn run(session: &Session, name: &str, args: Vec<String>) -> Result<u8, Failu
         "resize" => resize::run(session, parser),
         "serve" => serve::run(session, parser),
         "snapshot" => snapshot::run(session, parser),
+        "sparsify" => sparsify::run(session, parser),
         other => Err(Failure::usage("", format!("Command not found: {other}"))),
     }
 }

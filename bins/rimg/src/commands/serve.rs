@@ -15,6 +15,7 @@ use imgcore::format::{Access, SnapshotSelector};
 use imgcore::graph::open::{DetectZeroes, Discard};
 use imgcore::ops::selector;
 use imgcore::ops::serve::{self, Lifetime, Listener, ServeOptions};
+use imgcore::opts::http::without_credentials;
 use imgcore::opts::nbd::{NbdServer, NbdTarget};
 use imgcore::opts::size;
 use imgcore::storage::CacheMode;
@@ -73,6 +74,7 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     let (listener, place) = wish.listen()?;
     let _files = Files::new(&wish)?;
     if !common.quiet {
+        let name = without_credentials(&name);
         output::print(&format!("Serving '{name}' at {}\n", place.uri()));
     }
     if wish.in_background {

@@ -2,8 +2,9 @@
 //! `json:{...}` name with the options that change what the image contains.
 
 use imgcore::opts::filename::{self, Filename};
+use imgcore::opts::http::without_credentials;
 use imgcore::opts::list::{self, FirstItem};
-use imgcore::opts::nbd::NbdTarget;
+use imgcore::opts::remote::Remote;
 use imgcore::opts::tree::{Flat, Scalar};
 use imgcore::opts::{ImageSpec, json};
 use serde_json::{Map, Value};
@@ -22,23 +23,27 @@ pub fn of(written: &str, image_opts: bool, format: &str) -> String {
     } else {
         return match filename::parse(written) {
             Ok(Filename::Path(path)) => filename::quote_path(&path),
-            Ok(Filename::Protocol { driver: "nbd", name }) => {
-                NbdTarget::parse(&name).map_or(name, |target| target.uri())
-            }
-            _ => written.to_owned(),
+            Ok(Filename::Protocol { driver, name }) => match Remote::parse(driver, &name) {
+                Ok(Some(remote)) => remote.shown(),
+                _ => without_credentials(written).into_owned(),
+            },
+            _ => without_credentials(written).into_owned(),
         };
     };
     match parsed {
-        Ok((spec, flat)) => of_spec(&spec, flat, format).unwrap_or_else(|| written.to_owned()),
-        Err(_) => written.to_owned(),
+        Ok((spec, flat)) => of_spec(&spec, flat, format)
+            .unwrap_or_else(|| without_credentials(written).into_owned()),
+        Err(_) => without_credentials(written).into_owned(),
     }
 }
 
 fn of_spec(spec: &ImageSpec, mut flat: Flat, format: &str) -> Option<String> {
     let bottom = spec.file.as_deref().unwrap_or(spec);
-    if bottom.driver.as_deref() == Some("nbd") {
-        let target = NbdTarget::from_options(bottom.filename.as_deref(), &bottom.other).ok()?;
-        return CONTENT.iter().all(|name| flat.take(name).is_none()).then(|| target.uri());
+    let driver = bottom.driver.as_deref().unwrap_or_default();
+    if Remote::is_driver(driver) {
+        let remote =
+            Remote::from_options(driver, bottom.filename.as_deref(), &bottom.other).ok()??;
+        return CONTENT.iter().all(|name| flat.take(name).is_none()).then(|| remote.shown());
     }
     let path = spec.bottom_path()?;
     let mut top = Map::new();

@@ -202,6 +202,10 @@ impl Image for Qcow2Image {
         self.discard_range(at.0, len)
     }
 
+    fn release_unused(&self) -> Result<()> {
+        self.release_clusters()
+    }
+
     fn flush(&self) -> Result<()> {
         self.flush_image()
     }

@@ -49,19 +49,24 @@ impl Qcow2Image {
         }
     }
 
-    /// Refuses data that lie wholly beyond the end of the image file.
-    fn checked(&self, extent: Extent, file_len: u64, at: GuestOffset) -> Result<Extent> {
-        if let Mapping::Data { storage, offset, .. } = extent.mapping
-            && (storage == IMAGE || (storage == PLAIN && self.data_file.is_none()))
-            && offset.0 >= file_len
-            && offset.0 >= self.file.len()?
-        {
+    /// Refuses clusters that lie wholly beyond the end of the image file; the last one in it may be cut short
+    /// and then ends with zeroes.
+    fn checked(&self, mut extent: Extent, file_len: u64, at: GuestOffset) -> Result<Extent> {
+        let Mapping::Data { storage, offset, .. } = extent.mapping else { return Ok(extent) };
+        let own = storage == IMAGE || (storage == PLAIN && self.data_file.is_none());
+        if !own || offset.0.saturating_add(extent.len) <= file_len {
+            return Ok(extent);
+        }
+        let clusters =
+            self.file.len()?.checked_next_multiple_of(self.geometry.cluster()).unwrap_or(u64::MAX);
+        if offset.0 >= clusters {
             return Err(Error::corrupt(format!(
                 "guest offset {at} is mapped to host offset {offset}, beyond the end of the image file"
             ))
             .at_path(self.file.name())
             .at_offset(offset.0));
         }
+        extent.len = extent.len.min(clusters - offset.0);
         Ok(extent)
     }
 

@@ -68,6 +68,7 @@ mod map;
 mod measure;
 mod open;
 pub mod refcount;
+mod release;
 mod repair;
 mod resize;
 mod snapshot;

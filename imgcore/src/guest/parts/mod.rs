@@ -10,6 +10,8 @@ pub mod gpt;
 pub mod lvm;
 pub mod mbr;
 mod partition;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 pub use partition::{Partition, PartitionType, Role};

@@ -35,10 +35,10 @@ pub use options::{
     Resume, Target, Verify,
 };
 
-use super::Job;
 use super::create::{find_driver, key_options, parse_options, set_size, set_text};
 use super::parallel::{Failure, Turns, default_threads};
 use super::rate::Rate;
+use super::{Job, sparsify};
 use crate::format::{Access, BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
 use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
@@ -69,7 +69,12 @@ const WAITING_THREADS: usize = 8;
 /// Converts.
 pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport> {
     check_wishes(options)?;
-    let sources = open_sources(options, job)?;
+    let mut sources = open_sources(options, job)?;
+    if let Some(selection) = &options.sparsify {
+        for source in &mut sources {
+            *source = sparsify::masked(source, selection, job)?;
+        }
+    }
     let total = feed::spans(&sources, false)?.last().map_or(0, |s| s.start + s.len);
     let chosen = match options.bitmaps {
         Bitmaps::Ignore => Vec::new(),
@@ -151,6 +156,7 @@ fn check_wishes(options: &ConvertOptions) -> Result<()> {
             return Err(several_with_backing());
         }
     }
+    check_sparsify(options)?;
     if options.offload == Offload::CopyRange && options.compress != Compress::No {
         return Err(Error::invalid("Cannot enable copy offloading when -c is used"));
     }
@@ -164,6 +170,30 @@ fn check_wishes(options: &ConvertOptions) -> Result<()> {
     }
     if options.verify == Verify::Yes && options.on_read_error == OnReadError::Salvage {
         return Err(Error::invalid("What is salvaged cannot be verified"));
+    }
+    Ok(())
+}
+
+/// What is free is known of one whole disk, and becomes zero in a target that shows nothing from below.
+fn check_sparsify(options: &ConvertOptions) -> Result<()> {
+    let refuse = |text: &str| Err(Error::invalid(text));
+    if options.sparsify.is_none() {
+        return Ok(());
+    }
+    if options.sources.len() > 1 {
+        return refuse("Only a single source can be sparsified");
+    }
+    if options.backing.is_some() {
+        return refuse("A target with a backing file cannot be sparsified");
+    }
+    if options.bitmaps != Bitmaps::Ignore {
+        return refuse("Bitmaps cannot be copied while sparsifying");
+    }
+    if options.resume != Resume::No {
+        return refuse("A sparsifying conversion cannot be resumed");
+    }
+    if options.sparse_size == 0 {
+        return refuse("Sparsifying and allocating everything (-S 0) contradict each other");
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::ImageArg;
+use super::super::sparsify::Selection;
 use crate::format::{Level, SnapshotSelector};
 use crate::graph::open::{OpenRequest, Sharing};
 pub use crate::graph::output::{Durability, Overwrite};
@@ -133,6 +134,8 @@ pub struct ConvertOptions {
     pub verify: Verify,
     /// Whether an interrupted run can be taken up again.
     pub resume: Resume,
+    /// What the guest's file systems do not use becomes zero (`--sparsify`): in these volumes.
+    pub sparsify: Option<Selection>,
 }
 
 impl ConvertOptions {
@@ -157,6 +160,7 @@ impl ConvertOptions {
             durability: Durability::Synced,
             verify: Verify::No,
             resume: Resume::No,
+            sparsify: None,
         }
     }
 }

@@ -7,8 +7,8 @@
 //! space may be leaked beyond the journal's offset, and is given back before the copy goes on.
 //!
 //! The journal also says what was being made of what. A run that goes on refuses when the wishes or the
-//! source have changed: files are known by device, inode, length and time of change, and samples of what was
-//! copied are compared. The journal is `NAME.part.json`; it is replaced by renaming, and removed when the
+//! source have changed: files are known by device, inode, length and time of change, those of web servers by address,
+//! length, `ETag` and `Last-Modified`, and samples of what was copied are compared. The journal is `NAME.part.json`; it is replaced by renaming, and removed when the
 //! image has got its name.
 
 use std::io::Write;
@@ -45,14 +45,17 @@ struct FilePrint {
     virtual_size: u64,
     /// Device, inode, length, seconds and nanoseconds of the last change; none for what is not a file.
     file: Option<(u64, u64, u64, i64, i64)>,
+    /// What a server tells of its file.
+    #[serde(default)]
+    content: Option<String>,
 }
 
 impl FilePrint {
     /// The same, whatever it is called now.
     fn is(&self, then: &Self) -> bool {
         let name = self.file.is_some() || self.name == then.name;
-        let (now, then) = ((&self.format, self.virtual_size, self.file), then);
-        name && now == (&then.format, then.virtual_size, then.file)
+        let all = |p: &Self| (p.format.clone(), p.virtual_size, p.file, p.content.clone());
+        name && all(self) == all(then)
     }
 }
 
@@ -81,6 +84,7 @@ impl Fingerprint {
                         .as_file()
                         .and_then(|f| f.metadata().ok())
                         .map(|m| (m.dev(), m.ino(), m.len(), m.mtime(), m.mtime_nsec())),
+                    content: storage.identity(),
                 });
             }
         }

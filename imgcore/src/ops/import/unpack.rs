@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::super::Job;
-use super::super::stream::{Spooled, spool};
+use super::super::stream::{Spooled, Unpack, spool};
 use super::bundle::{Bundle, Place};
 use crate::Result;
 use crate::graph::gate::Policy;
@@ -33,8 +33,13 @@ pub(super) fn unpack(
 ) -> Result<Spooled> {
     let first = place.open()?;
     match pieces {
-        None => spool(first, Path::new(folder), job),
-        Some(pieces) => spool(Chained { pieces, at: 0, now: Some(first) }, Path::new(folder), job),
+        None => spool(first, Unpack::AsItBegins, Path::new(folder), job),
+        Some(pieces) => spool(
+            Chained { pieces, at: 0, now: Some(first) },
+            Unpack::AsItBegins,
+            Path::new(folder),
+            job,
+        ),
     }
 }
 

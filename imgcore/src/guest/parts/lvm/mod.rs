@@ -54,6 +54,9 @@ pub struct LogicalVolume {
     pub length: u64,
     /// False for the parts of which other volumes are made.
     pub visible: bool,
+    /// Another volume that is made of this one or keeps its older state (a snapshot's origin): its bytes are
+    /// not only its own.
+    pub used_by: Option<String>,
     /// Its mapping, or why there is none.
     pub mapping: std::result::Result<Vec<Segment>, String>,
 }
@@ -180,6 +183,7 @@ fn group(root: &Section, found: &[Found]) -> Result<Group> {
             let volume = logical_volume(&mut group, lv_name, lv)?;
             group.volumes.push(volume);
         }
+        note_users(&mut group.volumes, volumes);
     }
     for pv in &mut group.physical {
         pv.used = join(std::mem::take(&mut pv.used));
@@ -248,7 +252,7 @@ fn logical_volume(group: &mut Group, name: &str, lv: &Section) -> Result<Logical
         None => Ok(segments),
     };
     let id = lv.text("id")?.to_owned();
-    Ok(LogicalVolume { name: name.to_owned(), id, length, visible, mapping })
+    Ok(LogicalVolume { name: name.to_owned(), id, length, visible, used_by: None, mapping })
 }
 
 /// One segment, and the extents it takes noted in the group. The inner error says why it cannot be mapped.
@@ -300,6 +304,21 @@ fn segment(
         }
         None => Ok(Segment { at, len, lanes: starts, stripe }),
     })
+}
+
+/// Notes which volumes are named in the segments of others.
+fn note_users(volumes: &mut [LogicalVolume], sections: &Section) {
+    let mut users: HashMap<&str, &str> = HashMap::new();
+    for (user, lv) in sections.sections() {
+        for (_, part) in lv.sections() {
+            for name in part.texts().filter(|n| *n != user) {
+                users.insert(name, user);
+            }
+        }
+    }
+    for volume in volumes {
+        volume.used_by = users.get(volume.name.as_str()).map(|u| (*u).to_owned());
+    }
 }
 
 /// Notes what a segment of an unknown kind may take: each pair of a physical volume and an extent in any of

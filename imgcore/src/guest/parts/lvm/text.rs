@@ -41,6 +41,18 @@ impl Section {
         self.values.iter().map(|(n, _)| n.as_str())
     }
 
+    /// All strings among its values, also those in lists.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let items = self.values.iter().flat_map(|(_, value)| match value {
+            Value::List(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
+        });
+        items.filter_map(|value| match value {
+            Value::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
     /// A section by its name.
     pub fn section(&self, name: &str) -> Result<&Section> {
         self.sections()

@@ -1,0 +1,16 @@
+//! Changed images of the format bochs, made by other products (`testdata/`); see `imgcore::hostile`.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use imgcore::hostile::{Base, drive};
+use libfuzzer_sys::fuzz_target;
+
+static BASES: LazyLock<Vec<Base>> = LazyLock::new(|| {
+    vec![Base::new(include_bytes!("../../testdata/bximage-growing-pchs.bochs").to_vec())]
+});
+
+fuzz_target!(|input: &[u8]| {
+    let driver = imgcore::format::driver("bochs").expect("a driver of the library");
+    drive(driver, &BASES, input);
+});

@@ -110,7 +110,7 @@ fn others_read_it() {
         );
         if let Some(bits) = wanted.strip_prefix("FAT") {
             assert!(
-                told.contains(&format!("{bits} bits/entry"))
+                told.contains(&format!("{bits} bit entries"))
                     || bits == "32" && told.contains("32 bits"),
                 "{told}"
             );

@@ -170,7 +170,7 @@ mod tests {
                 "ALONGN~1TEX+2",
                 "ALONGN~2TEX+2",
                 "X~1        +1",
-                "X~2        +1",
+                "X~1~1      +1",
                 "_~1        +1",
                 "PROFIL~1   +1"
             ]

@@ -240,7 +240,8 @@ impl Ntfs {
             Some(bitmap) => bitmap.all(&self.source, &self.layout, 1 << 20)?,
             None => return Ok(()),
         };
-        let count = blocks.size / len_u64(size);
+        // Blocks that the bitmap does not reach are not in use, however long the index says it is.
+        let count = (blocks.size / len_u64(size)).min(len_u64(bitmap.len()) * 8);
         for index in 0..count {
             let byte = bitmap.get(small(index / 8)).copied().unwrap_or(0);
             if byte & (1 << (index % 8)) == 0 {

@@ -144,6 +144,8 @@ fn stage(common: &mut Common<'_>, wish: &Wish) -> Result<Staged, Failure> {
     if common.progress == Mode::On {
         common.progress = Mode::Off;
     }
+    // The folder made there must be removed in the end, which is a change of the one that it lies in.
+    common.will_fill(&temporary_folder());
     Staged::new(&temporary_folder())
 }
 

@@ -67,7 +67,7 @@ use std::sync::Arc;
 
 use crate::crypto::SecretBytes;
 use crate::num::{GuestOffset, HostOffset};
-use crate::storage::{Preallocation, Storage};
+use crate::storage::{Preallocation, Storage, ZeroMode};
 use crate::{Error, Result};
 
 pub use info::{CheckReport, SnapshotInfo, SpecificInfo};
@@ -179,6 +179,15 @@ pub enum ZeroSpace {
     Unmap,
     /// Keep what is allocated.
     Keep,
+}
+
+impl From<ZeroSpace> for ZeroMode {
+    fn from(space: ZeroSpace) -> Self {
+        match space {
+            ZeroSpace::Unmap => ZeroMode::MayUnmap,
+            ZeroSpace::Keep => ZeroMode::KeepAllocated,
+        }
+    }
 }
 
 /// Outcome of encoding one unit.
@@ -500,6 +509,16 @@ pub enum Access {
     Read,
     /// Reading and writing.
     Write,
+}
+
+impl Access {
+    /// Refuses a change at `at` where an image of this format is open for reading only.
+    pub(crate) fn check_writable(self, format: &str, at: u64) -> Result<()> {
+        match self {
+            Access::Read => Err(read_only(format).at_offset(at)),
+            Access::Write => Ok(()),
+        }
+    }
 }
 
 /// Opens files that an image names; the policy is the implementer's (see [`crate::graph`]).

@@ -146,11 +146,7 @@ impl Image for RawImage {
     }
 
     fn write_zeroes(&self, at: GuestOffset, len: u64, space: ZeroSpace) -> Result<()> {
-        let mode = match space {
-            ZeroSpace::Unmap => ZeroMode::MayUnmap,
-            ZeroSpace::Keep => ZeroMode::KeepAllocated,
-        };
-        self.storage.write_zeroes(at.0, len, mode)
+        self.storage.write_zeroes(at.0, len, ZeroMode::from(space))
     }
 
     fn discard(&self, at: GuestOffset, len: u64) -> Result<()> {

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use super::Base;
-use super::storage::{Decoy, NewFile};
-use crate::format::{
-    Access, CreateContext, CreateOptions, Driver, Granularity, Image, OpenContext, ZeroSpace,
-};
+use super::storage::NewFile;
+use super::{Base, image_node, open};
+use crate::format::{Access, CreateContext, CreateOptions, Driver, Granularity, Image, ZeroSpace};
 use crate::graph::Node;
 use crate::num::{GuestOffset, small};
-use crate::storage::{MemoryStorage, Storage};
+use crate::storage::MemoryStorage;
 
 /// Options and size of each image.
 type Shape = (u64, &'static [(&'static str, &'static str)]);
@@ -77,20 +75,8 @@ fn make(driver: &dyn Driver, &(size, options): &Shape) -> Base {
             backing_image: None,
         })
         .unwrap();
-    let image = driver
-        .open(OpenContext {
-            storage: Arc::clone(&file) as Arc<dyn Storage>,
-            access: Access::Write,
-            gate: &Decoy,
-            snapshot: None,
-            data_file: None,
-            scratch: false,
-            header_only: false,
-            for_check: false,
-            options: &[],
-        })
-        .unwrap();
-    let node = Node::new("image", image, None, Access::Write);
+    let image = open(driver, &file, Access::Write, false).unwrap();
+    let node = image_node(image, Access::Write);
     fill(&node);
     node.close().unwrap();
     drop(node);

@@ -26,7 +26,7 @@ use crate::format::{
 };
 use crate::graph::{Node, StatusKind};
 use crate::num::{len_u64, small};
-use crate::storage::{MemoryStorage, Preallocation, Storage};
+use crate::storage::{Preallocation, Storage};
 
 /// Longest guest disk of which every byte is compared.
 const WHOLE: u64 = 8 << 20;
@@ -151,9 +151,9 @@ enum Expect {
     Anything,
 }
 
-fn open(
+fn open<S: Storage + 'static>(
     driver: &dyn Driver,
-    storage: &Arc<OnlyHere>,
+    storage: &Arc<S>,
     access: Access,
     for_check: bool,
 ) -> crate::Result<Box<dyn Image>> {
@@ -337,11 +337,6 @@ fn check(driver: &dyn Driver, storage: &Arc<OnlyHere>, flags: u64, expect: Expec
         let _ = image.check(repair, &Unwatched);
         let _ = image.close();
     }
-}
-
-/// A storage of these bytes.
-fn memory(bytes: Vec<u8>) -> MemoryStorage {
-    MemoryStorage::new("image", bytes)
 }
 
 #[cfg(test)]

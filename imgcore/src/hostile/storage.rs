@@ -21,7 +21,7 @@ pub(super) struct OnlyHere {
 
 impl OnlyHere {
     pub fn new(bytes: Vec<u8>, room: u64) -> Self {
-        OnlyHere { bytes: super::memory(bytes), room, full: AtomicBool::new(false) }
+        OnlyHere { bytes: MemoryStorage::new("image", bytes), room, full: AtomicBool::new(false) }
     }
 
     pub fn to_vec(&self) -> Vec<u8> {

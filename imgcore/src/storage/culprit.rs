@@ -57,6 +57,20 @@ pub fn holders(file: &File, byte: i64) -> Vec<Holder> {
     let Ok(meta) = file.metadata() else { return Vec::new() };
     let id = FileId { dev: meta.dev(), ino: meta.ino() };
     let deadline = Instant::now() + PATIENCE;
+    let mut found: Vec<_> =
+        others(id, &[byte], deadline).into_iter().map(|(_, holder)| holder).collect();
+    if found.is_empty() {
+        found = remembered(id, byte);
+    }
+    // The caller's own descriptor is among these, but its lock on the *opposite* byte is not.
+    if found.is_empty() && !held(Path::new("/proc/self"), id, &[byte], deadline).is_empty() {
+        found.push(Holder::Ourselves);
+    }
+    found
+}
+
+/// Other processes that have locks on some of these bytes of a file, with the byte.
+fn others(id: FileId, bytes: &[i64], deadline: Instant) -> Vec<(i64, Holder)> {
     let own = std::process::id();
     let mut found = Vec::new();
     let Ok(processes) = fs::read_dir("/proc") else { return found };
@@ -67,22 +81,20 @@ pub fn holders(file: &File, byte: i64) -> Vec<Holder> {
         let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
             continue;
         };
-        if pid != own && holds(&process.path(), id, byte, deadline) {
-            found.push(describe(pid, &process.path()));
+        if pid == own {
+            continue;
         }
-    }
-    if found.is_empty() {
-        found = remembered(id, byte);
-    }
-    // The caller's own descriptor is among these, but its lock on the *opposite* byte is not.
-    if found.is_empty() && holds(Path::new("/proc/self"), id, byte, deadline) {
-        found.push(Holder::Ourselves);
+        let here = held(&process.path(), id, bytes, deadline);
+        if !here.is_empty() {
+            let holder = describe(pid, &process.path());
+            found.extend(here.into_iter().map(|byte| (byte, holder.clone())));
+        }
     }
     found
 }
 
 /// Who held which byte when [`remember`] looked.
-static SEEN: Mutex<Vec<(FileId, i64, Vec<Holder>)>> = Mutex::new(Vec::new());
+static SEEN: Mutex<Vec<(FileId, i64, Holder)>> = Mutex::new(Vec::new());
 
 /// Bytes of QEMU's protocol ([`super::lock`]).
 const BYTES: [i64; 8] = [100, 101, 102, 103, 200, 201, 202, 203];
@@ -98,28 +110,29 @@ pub fn remember(path: &Path) {
     let Ok(file) = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) else {
         return;
     };
-    let id = FileId { dev: meta.dev(), ino: meta.ino() };
-    let note = |byte: i64, found: Vec<Holder>| {
-        let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.push((id, byte, found));
-    };
-    for byte in BYTES {
-        let mut lock = range(byte, libc::F_WRLCK);
+    let locked = |byte: &i64| {
+        let mut lock = range(*byte, libc::F_WRLCK);
         let asked = fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock));
-        if asked.is_ok() && i32::from(lock.l_type) != libc::F_UNLCK {
-            note(byte, holders(&file, byte));
-        }
-    }
+        asked.is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+    };
+    let mut bytes: Vec<i64> = BYTES.into_iter().filter(locked).collect();
     // The part of an unfinished image is held as a whole; asking for that lock would take it.
     if path.extension().is_some_and(|e| e == "part") {
-        note(0, holders(&file, 0));
+        bytes.push(0);
     }
+    if bytes.is_empty() {
+        return;
+    }
+    let id = FileId { dev: meta.dev(), ino: meta.ino() };
+    let found = others(id, &bytes, Instant::now() + PATIENCE);
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    seen.extend(found.into_iter().map(|(byte, holder)| (id, byte, holder)));
 }
 
 fn remembered(id: FileId, byte: i64) -> Vec<Holder> {
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     let found = seen.iter().filter(|(file, at, _)| *file == id && *at == byte);
-    found.flat_map(|(_, _, holders)| holders.clone()).collect()
+    found.map(|(_, _, holder)| holder.clone()).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -128,11 +141,13 @@ struct FileId {
     ino: u64,
 }
 
-fn holds(process: &Path, id: FileId, byte: i64, deadline: Instant) -> bool {
-    let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
+/// Those of `bytes` of a file that a process has locks on.
+fn held(process: &Path, id: FileId, bytes: &[i64], deadline: Instant) -> Vec<i64> {
+    let mut found = Vec::new();
+    let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return found };
     for fd in descriptors.flatten() {
-        if Instant::now() > deadline {
-            return false;
+        if found.len() == bytes.len() || Instant::now() > deadline {
+            break;
         }
         // Follows the link to the open file itself, even if its name is gone.
         let Ok(meta) = fs::metadata(fd.path()) else { continue };
@@ -142,11 +157,13 @@ fn holds(process: &Path, id: FileId, byte: i64, deadline: Instant) -> bool {
         let Ok(info) = fs::read_to_string(process.join("fdinfo").join(fd.file_name())) else {
             continue;
         };
-        if info.lines().filter_map(lock_range).any(|(a, b)| a <= byte && byte <= b) {
-            return true;
+        for (first, last) in info.lines().filter_map(lock_range) {
+            let new = bytes.iter().filter(|b| (first..=last).contains(*b) && !found.contains(*b));
+            let new: Vec<i64> = new.copied().collect();
+            found.extend(new);
         }
     }
-    false
+    found
 }
 
 /// The first and last byte of a line `lock: 1: OFDLCK ADVISORY READ -1 fe:00:123 100 101`.

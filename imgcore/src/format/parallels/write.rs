@@ -31,10 +31,7 @@ impl State {
 
 impl ParallelsImage {
     pub(super) fn check_writable(&self, at: u64) -> Result<()> {
-        match self.access {
-            Access::Read => Err(crate::format::read_only("parallels").at_offset(at)),
-            Access::Write => Ok(()),
-        }
+        self.access.check_writable("parallels", at)
     }
 
     /// Says in the header that the image is being written, before the table changes.
@@ -115,10 +112,7 @@ impl ParallelsImage {
     /// Makes whole clusters zero: those with a place in their place, which gives its space back; others are.
     pub(super) fn zero(&self, at: u64, len: u64, space: ZeroSpace) -> Result<()> {
         self.check_writable(at)?;
-        let mode = match space {
-            ZeroSpace::Unmap => ZeroMode::MayUnmap,
-            ZeroSpace::Keep => ZeroMode::KeepAllocated,
-        };
+        let mode = ZeroMode::from(space);
         let end = at + len;
         let mut at = at;
         while at < end {

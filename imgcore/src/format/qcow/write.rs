@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::image::{Cluster, PLAIN, QcowImage, State};
-use crate::format::{Access, Grant, Mapping, StorageId, ZeroSpace};
+use crate::format::{Grant, Mapping, StorageId, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset, round_down};
 use crate::storage::ZeroMode;
 use crate::{Error, Result};
@@ -26,10 +26,7 @@ fn grantable(state: &State, index: u64, max: u64, encrypted: bool) -> (u64, Opti
 
 impl QcowImage {
     fn check_writable(&self, at: u64) -> Result<()> {
-        match self.access {
-            Access::Read => Err(crate::format::read_only("qcow").at_offset(at)),
-            Access::Write => Ok(()),
-        }
+        self.access.check_writable("qcow", at)
     }
 
     /// Grants clusters for a write; see [`crate::format::Image::prepare_write`]. Encrypted clusters that
@@ -142,10 +139,7 @@ impl QcowImage {
     /// is no entry that says zero while there is a file below.
     pub(super) fn zero(&self, at: u64, len: u64, space: ZeroSpace) -> Result<()> {
         self.check_writable(at)?;
-        let mode = match space {
-            ZeroSpace::Unmap => ZeroMode::MayUnmap,
-            ZeroSpace::Keep => ZeroMode::KeepAllocated,
-        };
+        let mode = ZeroMode::from(space);
         let end = at + len;
         let mut here = at;
         // Nothing is changed before it is known that everything can be.

@@ -330,10 +330,7 @@ impl Qcow2Image {
         match &self.data_file {
             // Zero bytes of an encrypted file are noise.
             Some(file) if self.crypt.is_none() => {
-                let mode = match space {
-                    ZeroSpace::Unmap => crate::storage::ZeroMode::MayUnmap,
-                    ZeroSpace::Keep => crate::storage::ZeroMode::KeepAllocated,
-                };
+                let mode = crate::storage::ZeroMode::from(space);
                 let len = len.min(self.disk_size().saturating_sub(at));
                 file.write_zeroes(at, len, mode)
             }

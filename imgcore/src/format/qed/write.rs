@@ -13,10 +13,7 @@ use crate::{Error, Result};
 
 impl QedImage {
     pub(super) fn check_writable(&self, at: u64) -> Result<()> {
-        match self.access {
-            Access::Read => Err(crate::format::read_only("qed").at_offset(at)),
-            Access::Write => Ok(()),
-        }
+        self.access.check_writable("qed", at)
     }
 
     /// Says in the header that tables are about to change, before the first of them does.
@@ -116,10 +113,7 @@ impl QedImage {
     /// their entry.
     pub(super) fn zero(&self, at: u64, len: u64, space: ZeroSpace) -> Result<()> {
         self.check_writable(at)?;
-        let mode = match space {
-            ZeroSpace::Unmap => ZeroMode::MayUnmap,
-            ZeroSpace::Keep => ZeroMode::KeepAllocated,
-        };
+        let mode = ZeroMode::from(space);
         let end = at + len;
         let mut at = at;
         while at < end {

@@ -8,7 +8,7 @@ use super::image::{State, VdiImage};
 use super::layout::{FREE, ZERO};
 use super::space::{Blocks, Space, leads};
 use crate::format::uuid::Uuid;
-use crate::format::{Access, Grant, StorageId, ZeroSpace};
+use crate::format::{Grant, StorageId, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset};
 use crate::storage::{Storage, ZeroMode};
 use crate::{Error, Result};
@@ -25,10 +25,7 @@ impl State {
 
 impl VdiImage {
     fn check_writable(&self, at: u64) -> Result<()> {
-        match self.access {
-            Access::Read => Err(crate::format::read_only("vdi").at_offset(at)),
-            Access::Write => Ok(()),
-        }
+        self.access.check_writable("vdi", at)
     }
 
     /// Tells the world, before the first change of an opening, that the content is another one: disks
@@ -109,10 +106,7 @@ impl VdiImage {
     /// their entry.
     pub(super) fn zero(&self, at: u64, len: u64, space: ZeroSpace) -> Result<()> {
         self.check_writable(at)?;
-        let mode = match space {
-            ZeroSpace::Unmap => ZeroMode::MayUnmap,
-            ZeroSpace::Keep => ZeroMode::KeepAllocated,
-        };
+        let mode = ZeroMode::from(space);
         let end = at + len;
         let mut at = at;
         while at < end {

@@ -9,17 +9,14 @@ use super::image::{VhdxImage, Writing, log_region};
 use super::layout::{LOG_SECTOR, MIB, place_of, state, state_of};
 use super::log::{LogWriter, Sector};
 use crate::format::uuid::Uuid;
-use crate::format::{Access, Grant, Mapping, StorageId, ZeroSpace};
+use crate::format::{Grant, Mapping, StorageId, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset, len_u64, round_down, round_up, small};
 use crate::storage::{Preallocation, ZeroMode};
 use crate::{Error, Result};
 
 impl VhdxImage {
     fn check_writable(&self, at: u64) -> Result<()> {
-        match self.access {
-            Access::Read => Err(crate::format::read_only("vhdx").at_offset(at)),
-            Access::Write => Ok(()),
-        }
+        self.access.check_writable("vhdx", at)
     }
 
     pub(super) fn writing(&self) -> std::sync::MutexGuard<'_, Writing> {
@@ -111,10 +108,7 @@ impl VhdxImage {
     /// Makes a range zero where it has a place, which gives the space back; elsewhere it is zero already.
     pub(super) fn zero(&self, at: u64, len: u64, space: ZeroSpace) -> Result<()> {
         self.check_writable(at)?;
-        let mode = match space {
-            ZeroSpace::Unmap => ZeroMode::MayUnmap,
-            ZeroSpace::Keep => ZeroMode::KeepAllocated,
-        };
+        let mode = ZeroMode::from(space);
         let end = at + len;
         let mut at = at;
         while at < end {

@@ -129,10 +129,7 @@ impl VmdkImage {
                     if extent.access == ExtentAccess::ReadOnly {
                         return Err(crate::format::read_only("vmdk").at_offset(at));
                     }
-                    let mode = match space {
-                        ZeroSpace::Unmap => ZeroMode::MayUnmap,
-                        ZeroSpace::Keep => ZeroMode::KeepAllocated,
-                    };
+                    let mode = ZeroMode::from(space);
                     let storage = &self.storages[small(u64::from(id.0))];
                     storage.write_zeroes(start + offset, here, mode)?;
                 }

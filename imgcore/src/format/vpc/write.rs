@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use super::header::Blocks;
 use super::image::{State, VpcImage};
 use super::layout::{SECTOR, UNUSED};
-use crate::format::{Access, Grant, Mapping, StorageId, ZeroSpace};
+use crate::format::{Grant, Mapping, StorageId, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset, round_up, small};
 use crate::storage::{Preallocation, ZeroMode};
 use crate::{Error, Result};
@@ -30,10 +30,7 @@ impl State {
 
 impl VpcImage {
     fn check_writable(&self, at: u64) -> Result<()> {
-        match self.access {
-            Access::Read => Err(crate::format::read_only("vpc").at_offset(at)),
-            Access::Write => Ok(()),
-        }
+        self.access.check_writable("vpc", at)
     }
 
     /// The blocks of a disk that has some.
@@ -114,10 +111,7 @@ impl VpcImage {
     /// Makes a range zero where it has a place, which gives the space back; elsewhere it is zero already.
     pub(super) fn zero(&self, at: u64, len: u64, space: ZeroSpace) -> Result<()> {
         self.check_writable(at)?;
-        let mode = match space {
-            ZeroSpace::Unmap => ZeroMode::MayUnmap,
-            ZeroSpace::Keep => ZeroMode::KeepAllocated,
-        };
+        let mode = ZeroMode::from(space);
         let end = at + len;
         let mut at = at;
         while at < end {

@@ -3,6 +3,7 @@
 //! File systems are read here for a few fields of many structures, so each reader names the offsets it
 //! uses and the structure of the specification they belong to, instead of declaring all of it.
 
+use crate::format::uuid::Uuid;
 use crate::num::{len_u64, small};
 use crate::{Error, Result};
 
@@ -62,20 +63,13 @@ impl<'a> Fields<'a> {
 
 /// A UUID in its usual form.
 pub(crate) fn uuid(bytes: &[u8; 16]) -> String {
-    let mut text = String::with_capacity(36);
-    for (i, byte) in bytes.iter().enumerate() {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
+    Uuid::from_be(*bytes).to_string()
 }
 
 /// UTF-16, little endian, with a replacement for what is none.
 pub(crate) fn utf16(bytes: &[u8]) -> String {
     let units = bytes.chunks_exact(2).map(|p| u16::from_le_bytes([p[0], p[1]]));
-    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+    String::from_utf16_lossy(&units.collect::<Vec<_>>())
 }
 
 /// A structure that ends too early.

@@ -45,7 +45,7 @@ fn volume<'a>(report: &'a Value, name: &str) -> &'a Value {
 fn in_place_in_every_format() {
     let Some(held) = disk("sparsify in place") else { return };
     let dir = held.path();
-    for format in ["raw", "qcow2", "vdi", "vhdx", "vpc"] {
+    for format in ["raw", "qcow2", "vdi", "vhdx", "vpc", "vmdk"] {
         let name = format!("i.{format}");
         good(dir, &["convert", "-f", "raw", "-O", format, "d.raw", &name]);
         let dry = good(dir, &["sparsify", "-n", "--output", "json", "-f", format, &name]);

@@ -355,6 +355,10 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// Announces that ranges will be discarded and [`Image::release_unused`] called then. A format that finds
+    /// discarded space only by looking through all of its tables may take discards from now on.
+    fn begin_release(&self) {}
+
     /// Gives the host's space of all that the image's file holds unused back, where a discard alone keeps it
     /// for the next allocation. The image must have been checked: what its tables call unused is lost.
     fn release_unused(&self) -> Result<()> {

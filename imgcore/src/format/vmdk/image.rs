@@ -69,6 +69,8 @@ pub(super) struct VmdkImage {
     pub cid_renewed: AtomicBool,
     pub parent_cid: AtomicU32,
     pub parent_checked: AtomicBool,
+    /// What is unlinked will be looked for and given back ([`contract::Image::begin_release`]).
+    pub releasing: AtomicBool,
     pub grains: GrainCache,
     /// Where plain writes to a stream wait; twice, because the contract hands out the trait object.
     pub staging: Arc<Staging>,

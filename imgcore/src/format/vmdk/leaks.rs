@@ -97,7 +97,7 @@ pub(super) fn not_repairable(image: &VmdkImage) -> Option<Error> {
 }
 
 /// Whether it can be said of this kind of extent what is leaked.
-fn tellable(sparse: Sparse<'_>) -> bool {
+pub(super) fn tellable(sparse: Sparse<'_>) -> bool {
     let g = sparse.geometry;
     g.kind == TableKind::Sectors
         && !g.compressed()

@@ -26,7 +26,8 @@
 //! Readers use the primary directory. After a crash between any two writes it leads to complete grains or
 //! to what was there before; grains and tables that nothing leads to are lost space at the end of the
 //! file. Grains that are zeroed by their table entry (`zeroed_grain=on`) are not used again, so the same
-//! holds for them. `check -r leaks` gives lost space back: see [`leaks`]. Flat extents are written in place.
+//! holds for them, and for grains that are discarded while space is being released (`sparsify`).
+//! `check -r leaks` and the end of such a run give lost space back: see [`leaks`]. Flat extents are written in place.
 //!
 //! Streams: see [`stream`]. Nothing but a new or empty stream can be written, so there is nothing that a
 //! crash could damage; the footer that makes the file readable comes last.
@@ -66,7 +67,7 @@ use super::options::OptionValue;
 use super::{
     Access, BackingRef, CheckReport, CreateContext, CreateOptions, Driver, Encoder, Extent, Grant,
     Granularity, Image, ImageInfo, Level, OpenContext, OptionKind, OptionSpec, Repair,
-    SpecificInfo, StorageId, Watcher, ZeroSpace, info,
+    SpecificInfo, StorageId, Unwatched, Watcher, ZeroSpace, info,
 };
 use crate::Result;
 use crate::num::GuestOffset;
@@ -221,7 +222,7 @@ impl Image for VmdkImage {
         Granularity {
             allocation,
             zero: (zeroing && regular && !compressed).then_some(unit),
-            discard: None,
+            discard: (regular && self.can_unlink()).then_some(unit),
             encode: (compressed && regular && self.access == Access::Write).then_some(unit),
             append_only: compressed,
         }
@@ -294,6 +295,21 @@ impl Image for VmdkImage {
             return Err(super::read_only("vmdk").at_offset(at.0));
         }
         self.zero(at.0, len, space)
+    }
+
+    fn discard(&self, at: GuestOffset, len: u64) -> Result<()> {
+        self.unlink(at.0, len)
+    }
+
+    fn begin_release(&self) {
+        self.releasing.store(true, Ordering::Release);
+    }
+
+    fn release_unused(&self) -> Result<()> {
+        if self.access == Access::Read || leaks::not_repairable(self).is_some() {
+            return Ok(());
+        }
+        leaks::search(self, Repair::Leaks, &Unwatched, &mut |_, _| ()).map(drop)
     }
 
     fn flush(&self) -> Result<()> {

@@ -253,6 +253,7 @@ fn build(
         flushing: Mutex::new(()),
         cid_renewed: AtomicBool::new(false),
         parent_checked: AtomicBool::new(false),
+        releasing: AtomicBool::new(false),
         grains: GrainCache::default(),
     })
 }

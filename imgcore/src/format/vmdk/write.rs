@@ -4,10 +4,12 @@
 //! the other in the order of the `prepare` calls.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::descriptor::ExtentAccess;
 use super::image::{Body, Sparse, Tables, VmdkImage, load_into};
 use super::layout::SECTOR;
+use super::leaks;
 use super::tables::{CACHE_BYTES, Entry, Key, encode};
 use crate::format::{Access, Grant, ZeroSpace};
 use crate::num::{GuestOffset, HostOffset, len_u64, round_down, round_up, small};
@@ -133,8 +135,11 @@ impl VmdkImage {
                     let storage = &self.storages[small(u64::from(id.0))];
                     storage.write_zeroes(start + offset, here, mode)?;
                 }
-                Body::Sparse { .. } => {
-                    self.zero_grains(at, here)?;
+                Body::Sparse { geometry, .. } => {
+                    if !geometry.zero_grain {
+                        return Err(Error::errno(libc::ENOTSUP).at_offset(at));
+                    }
+                    self.set_grains(at, here, Entry::ZERO)?;
                 }
             }
             at += here;
@@ -142,13 +147,48 @@ impl VmdkImage {
         Ok(())
     }
 
-    fn zero_grains(&self, at: u64, len: u64) -> Result<()> {
+    /// Whether grains can be unlinked so that they read as zeroes: by an entry that says so, or by none
+    /// where nothing lies below. Only while space is being released: unlinked grains are not used again,
+    /// so a guest that discards and writes would make the file ever longer.
+    pub(super) fn can_unlink(&self) -> bool {
+        self.releasing.load(Ordering::Acquire)
+            && self.sparse_extents().all(|s| {
+                leaks::tellable(s) && (s.geometry.zero_grain || self.descriptor.parent.is_none())
+            })
+    }
+
+    /// Unlinks whole grains, and gives parts of flat extents back. The grains themselves stay as they are
+    /// until [`leaks::search`] finds them: by then nothing on disk leads to them any more.
+    pub(super) fn unlink(&self, at: u64, len: u64) -> Result<()> {
+        if self.access == Access::Read || !self.can_unlink() {
+            return Ok(());
+        }
+        let end = at + len;
+        let mut at = at;
+        while at < end {
+            let (index, offset) = self.find(at)?;
+            let extent = &self.extents[index];
+            let here = (extent.len - offset).min(end - at);
+            match &extent.body {
+                Body::Sparse { geometry, .. } => {
+                    let entry = if geometry.zero_grain { Entry::ZERO } else { Entry::NONE };
+                    self.set_grains(at, here, entry)?;
+                }
+                Body::Flat { .. } | Body::Zero => self.zero(at, here, ZeroSpace::Unmap)?,
+            }
+            at += here;
+        }
+        Ok(())
+    }
+
+    /// Sets the entries of whole grains to one that leads to no grain.
+    fn set_grains(&self, at: u64, len: u64, entry: u64) -> Result<()> {
         let (sparse, mut offset) = self.writable_sparse(at)?;
         let g = sparse.geometry;
         let end = offset + len;
         let whole = offset.is_multiple_of(g.grain)
             && (end.is_multiple_of(g.grain) || end == sparse.extent.len);
-        if !whole || !g.zero_grain || g.compressed() {
+        if !whole || g.compressed() {
             return Err(Error::errno(libc::ENOTSUP).at_offset(at));
         }
         while offset < end {
@@ -156,13 +196,18 @@ impl VmdkImage {
             let stop = end.min((u64::from(key.index) + 1) * g.table_cover());
             let many = {
                 let mut tables = self.write_tables();
+                let dir = &tables.dirs[small(u64::from(sparse.number))];
+                if entry == Entry::NONE && dir.table_at(key.index, g).is_none() {
+                    offset = stop;
+                    continue;
+                }
                 ensure_table(&mut tables, sparse, key)?;
                 load_into(&mut tables, sparse, key)?;
                 let table = tables.cache.change(key).ok_or_else(|| Error::errno(libc::EIO))?;
                 let first = sparse.slot(offset);
                 let count = small((stop - offset).div_ceil(g.grain));
                 let entries = table.iter_mut().skip(first).take(count);
-                entries.for_each(|e| *e = Entry::ZERO);
+                entries.for_each(|e| *e = entry);
                 self.too_many_dirty(&tables, sparse)
             };
             if many {

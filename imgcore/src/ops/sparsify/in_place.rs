@@ -49,6 +49,7 @@ pub fn in_place(options: &InPlaceOptions, job: &Job<'_>) -> Result<SparsifyRepor
     let mut how = options.image.options(job).writable();
     how.depth = Depth::Chain;
     let node = options.image.open(job, &how)?;
+    node.image().begin_release();
     let freer = Freer::new(&node)?;
     check_image(&node)?;
     if has_snapshots(&node)? {

@@ -35,6 +35,8 @@ pub fn survey(options: &SurveyOptions, job: &Job<'_>) -> Result<SparsifyReport> 
     let mut how = options.image.options(job);
     how.purpose = Purpose::Source;
     let node = options.image.open(job, &how)?;
+    // Units are those of the run that this one tells about.
+    node.image().begin_release();
     let mut plan = Plan::make(&node, &options.selection, job)?;
     plan.measure(job)?;
     Ok(plan.report)

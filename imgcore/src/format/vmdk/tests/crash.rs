@@ -101,9 +101,19 @@ const GRAIN: usize = 65536;
 /// Where the operations happen: around the border of two grain tables.
 const WINDOW: std::ops::Range<usize> = 30 * 1024 * 1024..35 * 1024 * 1024;
 
-fn fresh() -> Vec<u8> {
+/// How the guest's ranges become zero.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Emptying {
+    /// By entries for grains of zeroes.
+    ZeroGrains,
+    /// Grains of zeroes are not known: by no entry, and the space is released at the end.
+    Discards,
+}
+
+fn fresh(how: Emptying) -> Vec<u8> {
     let memory = Arc::new(MemoryStorage::new("new", Vec::new()));
-    let given = [("zeroed_grain".to_owned(), "on".to_owned())];
+    let zeroed = if how == Emptying::ZeroGrains { "on" } else { "off" };
+    let given = [("zeroed_grain".to_owned(), zeroed.to_owned())];
     let options = CreateOptions::parse(VmdkDriver.create_options(), &given).unwrap();
     VmdkDriver
         .create(&CreateContext {
@@ -245,12 +255,17 @@ fn random(seed: &mut u64) -> usize {
 
 /// Operations that never write in place to what is there already in part: each grain changes from one
 /// whole state to another.
-fn record(start: &[u8], seed: &mut u64) -> Vec<Event> {
+fn record(start: &[u8], seed: &mut u64, how: Emptying) -> Vec<Event> {
     let recorder = Arc::new(Recorder {
         memory: MemoryStorage::new("recorded", start.to_vec()),
         events: Mutex::default(),
     });
     let node = node(Arc::<Recorder>::clone(&recorder), Access::Write).unwrap();
+    if how == Emptying::Discards {
+        assert_eq!(node.image().granularity().discard, None);
+        node.image().begin_release();
+        assert_eq!(node.image().granularity().discard, Some(GRAIN as u64));
+    }
     let mut model = vec![0u8; WINDOW.len()];
     recorder.push(Event::Model(Arc::new(model.clone())));
     let mut used = vec![false; WINDOW.len() / GRAIN];
@@ -263,7 +278,12 @@ fn record(start: &[u8], seed: &mut u64) -> Vec<Event> {
             0 => {
                 model[at..at + count * GRAIN].fill(0);
                 recorder.push(Event::Model(Arc::new(model.clone())));
-                node.write_zeroes(guest, (count * GRAIN) as u64, ZeroSpace::Unmap).unwrap();
+                let len = (count * GRAIN) as u64;
+                match how {
+                    Emptying::ZeroGrains => node.write_zeroes(guest, len, ZeroSpace::Unmap),
+                    Emptying::Discards => node.discard(guest, len),
+                }
+                .unwrap();
                 used[first..first + count].fill(false);
             }
             1 => node.flush().unwrap(),
@@ -278,17 +298,34 @@ fn record(start: &[u8], seed: &mut u64) -> Vec<Event> {
             }
         }
     }
+    if how == Emptying::Discards {
+        node.flush().unwrap();
+        node.image().release_unused().unwrap();
+        assert_eq!(look(&node, Repair::Nothing), CheckReport::default());
+        let mut now = vec![0; WINDOW.len()];
+        node.read(WINDOW.start as u64, &mut now).unwrap();
+        assert!(now == model, "what is released was not used");
+    }
     node.close().unwrap();
     recorder.events.lock().unwrap().clone()
 }
 
 #[test]
 fn any_crash_leaves_whole_grains() {
-    let start = fresh();
+    crash_everywhere(Emptying::ZeroGrains);
+}
+
+#[test]
+fn any_crash_while_space_is_released_leaves_whole_grains() {
+    crash_everywhere(Emptying::Discards);
+}
+
+fn crash_everywhere(how: Emptying) {
+    let start = fresh(how);
     let mut seed = 0x1234_5678_9abc_def1;
     let mut leaks = 0;
     for round in 0..3 {
-        let events = record(&start, &mut seed);
+        let events = record(&start, &mut seed, how);
         let mut durable = start.clone();
         let mut states: Vec<Arc<Vec<u8>>> = Vec::new();
         let mut pending: Vec<&Event> = Vec::new();
@@ -329,7 +366,7 @@ fn any_crash_leaves_whole_grains() {
 #[test]
 fn flushed_is_kept() {
     let recorder = Arc::new(Recorder {
-        memory: MemoryStorage::new("recorded", fresh()),
+        memory: MemoryStorage::new("recorded", fresh(Emptying::ZeroGrains)),
         events: Mutex::default(),
     });
     let start = recorder.memory.to_vec();

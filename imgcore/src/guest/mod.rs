@@ -31,6 +31,8 @@ pub mod disk;
 mod fields;
 pub mod files;
 pub mod free;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 pub mod linux;
 pub mod parts;
 pub mod system;

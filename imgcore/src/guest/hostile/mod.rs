@@ -165,7 +165,7 @@ fn free_space(sample: &Sample, storage: &Arc<Changed>, node: &Arc<Node>, state: 
     let (reads, bytes) = storage.counted();
     let len = sample.len;
     assert!(
-        bytes <= 24 * len + (8 << 20) && reads <= len / 16 + 10_000,
+        bytes <= 24 * len + (40 << 20) && reads <= len / 16 + 10_000,
         "free space of {len} bytes found by {reads} reads of {bytes} bytes"
     );
     for range in &free {

@@ -121,7 +121,6 @@ pub fn samples(family: Family) -> Vec<Arc<Sample>> {
 
 fn unpack(&(name, guarded, packed): &(&'static str, Option<&'static str>, &[u8])) -> Sample {
     let mut stream = zstd::stream::read::Decoder::new(packed).unwrap();
-    stream.window_log_max(27).unwrap();
     let mut sample = Sample {
         name,
         len: 0,

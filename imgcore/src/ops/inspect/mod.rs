@@ -69,7 +69,9 @@ pub enum SystemReport {
 pub fn inspect(image: &ImageArg, job: &Job<'_>) -> Result<InspectReport> {
     let mut how = image.options(job);
     how.purpose = Purpose::Source;
-    inspect_node(image.open(job, &how)?, &Budget::default())
+    let node = image.open(job, &how)?;
+    let budget = Budget::of_disk(node.virtual_size());
+    inspect_node(node, &budget)
 }
 
 /// Inspects a disk that is open, reading no more than the budget allows.

@@ -297,7 +297,6 @@ enum Missing {
     Recorded,
 }
 
-/// Options for the driver, with those of encryption under the names that the driver gives them.
 /// A plain file name is none for a driver that is reached by an address, or that needs a node to stand on.
 fn refuse_protocol(driver: &str, name: &str) -> Result<()> {
     if Filter::is_driver(driver) {
@@ -316,6 +315,7 @@ fn refuse_protocol(driver: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Options for the driver, with those of encryption under the names that the driver gives them.
 fn driver_options(spec: &ImageSpec) -> Vec<(String, String)> {
     let mut all = spec.other.clone();
     if let Some(encrypt) = &spec.encrypt {

@@ -79,6 +79,9 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
     set_size(&mut create_options, size);
     driver.resolve_options(&mut create_options, size).map_err(failed)?;
     let output = Output::new(&path, CacheMode::Writeback, options.overwrite);
+    if path.is_empty() {
+        return Err(failed(Error::errno(libc::ENOENT).context("Could not create ''")));
+    }
     crate::graph::output_space::ensure_space(&options.output, &output.folder(), size)?;
     let new =
         NewImage { driver, size, options: &create_options, backing: None, backing_image: None };

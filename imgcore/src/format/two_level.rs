@@ -70,6 +70,26 @@ pub(crate) struct Changes {
     pub upper: Vec<(u64, Vec<u8>)>,
 }
 
+impl Changes {
+    /// Writes them, tables before what leads to them; `barrier` waits, before each of the two, until all
+    /// that was written so far is on disk.
+    ///
+    /// # Errors
+    /// Those of the storage and of `barrier`; [`TwoLevel::written`] has to be told.
+    pub fn write(&self, storage: &dyn Storage, barrier: impl Fn() -> Result<()>) -> Result<()> {
+        for part in [&self.lower, &self.upper] {
+            if part.is_empty() {
+                continue;
+            }
+            barrier()?;
+            for (at, bytes) in part {
+                storage.write_at(*at, bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl TwoLevel {
     /// Tables of that shape.
     pub fn new(shape: Shape) -> Self {

@@ -1,6 +1,5 @@
 //! An opened image file: its parts, and where guest bytes are.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::extension::{self, Features};
@@ -8,6 +7,7 @@ use super::header::{self, Geometry};
 use super::layout::HEADER;
 use super::space::Space;
 use crate::format::block_table::{BlockTable, EntryKind};
+use crate::format::header_mark::HeaderMark;
 use crate::format::{Access, Extent, Mapping, OpenContext, StorageId};
 use crate::num::HostOffset;
 use crate::storage::Storage;
@@ -39,7 +39,7 @@ pub(super) struct ParallelsImage {
     /// One writer of tables or header at a time.
     pub flushing: Mutex<()>,
     /// The header on disk says that the image is being written.
-    pub marked: AtomicBool,
+    pub mark: HeaderMark,
 }
 
 /// The table of an image.
@@ -71,7 +71,7 @@ pub(super) fn open(cx: &OpenContext<'_>) -> Result<ParallelsImage> {
         features,
         state: RwLock::new(state),
         flushing: Mutex::new(()),
-        marked: AtomicBool::new(in_use),
+        mark: HeaderMark::new(in_use),
     };
     if in_use && cx.access == Access::Write && !cx.for_check {
         super::check::mend_table(&image)?;

@@ -1,7 +1,6 @@
 //! Allocating clusters and publishing them. The order of writes is told in [`super`].
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::header;
 use super::image::{ParallelsImage, State};
@@ -36,31 +35,22 @@ impl ParallelsImage {
 
     /// Says in the header that the image is being written, before the table changes.
     pub(super) fn mark(&self) -> Result<()> {
-        if self.scratch || self.marked.load(Ordering::Acquire) {
+        if self.scratch {
             return Ok(());
         }
-        let _turn = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.marked.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.set_in_use(true)
+        self.mark.raise(&self.flushing, || self.set_in_use(true))
     }
 
     fn set_in_use(&self, on: bool) -> Result<()> {
         header::update(&*self.storage, |h| h.in_use.set(if on { IN_USE } else { 0 }))?;
         self.storage.flush()?;
         self.write_state().geometry.in_use = on;
-        self.marked.store(on, Ordering::Release);
         Ok(())
     }
 
     /// Says in the header that all is well again. Everything else must be on disk.
     pub(super) fn unmark(&self) -> Result<()> {
-        if !self.marked.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let _turn = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.set_in_use(false)
+        self.mark.lower(&self.flushing, || self.set_in_use(false))
     }
 
     /// Grants clusters for a write; see [`crate::format::Image::prepare_write`].

@@ -205,18 +205,7 @@ impl QcowImage {
     pub(super) fn write_back(&self) -> Result<()> {
         let _turn = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = self.write_state().tables.changes();
-        let result = (|| {
-            for part in [&changes.lower, &changes.upper] {
-                if part.is_empty() {
-                    continue;
-                }
-                self.barrier()?;
-                for (at, bytes) in part {
-                    self.storage.write_at(*at, bytes)?;
-                }
-            }
-            Ok(())
-        })();
+        let result = changes.write(&*self.storage, || self.barrier());
         self.write_state().tables.written(result.is_ok());
         result
     }

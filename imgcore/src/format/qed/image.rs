@@ -1,10 +1,10 @@
 //! An opened QED: its parts, and where guest bytes are.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::header::{self, Geometry};
 use super::layout::{ZERO, feature};
+use crate::format::header_mark::HeaderMark;
 use crate::format::two_level::{Run, TwoLevel};
 use crate::format::{Access, Extent, Mapping, OpenContext, StorageId};
 use crate::num::{HostOffset, round_up};
@@ -31,7 +31,7 @@ pub(super) struct QedImage {
     /// One writer of tables or header at a time.
     pub flushing: Mutex<()>,
     /// The header on disk says that the image is being changed.
-    pub marked: AtomicBool,
+    pub mark: HeaderMark,
 }
 
 /// Opens an image file.
@@ -52,7 +52,7 @@ pub(super) fn open(cx: &OpenContext<'_>) -> Result<QedImage> {
         scratch: cx.scratch,
         state: RwLock::new(state),
         flushing: Mutex::new(()),
-        marked: AtomicBool::new(need_check),
+        mark: HeaderMark::new(need_check),
     };
     if cx.access == Access::Write {
         image.forget_autoclear()?;

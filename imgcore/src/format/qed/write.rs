@@ -1,7 +1,6 @@
 //! Allocating clusters and publishing them. The order of writes is told in [`super`].
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::header;
 use super::image::{Cluster, QedImage};
@@ -18,14 +17,10 @@ impl QedImage {
 
     /// Says in the header that tables are about to change, before the first of them does.
     pub(super) fn mark(&self) -> Result<()> {
-        if self.scratch || self.marked.load(Ordering::Acquire) {
+        if self.scratch {
             return Ok(());
         }
-        let _turn = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.marked.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.set_need_check(true)
+        self.mark.raise(&self.flushing, || self.set_need_check(true))
     }
 
     fn set_need_check(&self, on: bool) -> Result<()> {
@@ -37,17 +32,12 @@ impl QedImage {
         })?;
         self.storage.flush()?;
         self.write_state().geometry.features = features;
-        self.marked.store(on, Ordering::Release);
         Ok(())
     }
 
     /// Says in the header that all is well again. Everything else must be on disk.
     pub(super) fn unmark(&self) -> Result<()> {
-        if !self.marked.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let _turn = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.set_need_check(false)
+        self.mark.lower(&self.flushing, || self.set_need_check(false))
     }
 
     /// Clears feature bits that whoever does not know them must clear before writing.
@@ -165,18 +155,7 @@ impl QedImage {
     pub(super) fn write_back(&self) -> Result<()> {
         let _turn = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = self.write_state().tables.changes();
-        let result = (|| {
-            for part in [&changes.lower, &changes.upper] {
-                if part.is_empty() {
-                    continue;
-                }
-                self.barrier()?;
-                for (at, bytes) in part {
-                    self.storage.write_at(*at, bytes)?;
-                }
-            }
-            Ok(())
-        })();
+        let result = changes.write(&*self.storage, || self.barrier());
         self.write_state().tables.written(result.is_ok());
         result
     }

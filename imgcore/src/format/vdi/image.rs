@@ -8,6 +8,7 @@ use super::layout::{FREE, ZERO};
 use super::parent;
 use super::space::Space;
 use crate::format::block_table::{BlockTable, EntryKind};
+use crate::format::header_mark::HeaderMark;
 use crate::format::{Access, BackingRef, Extent, Mapping, OpenContext, StorageId};
 use crate::num::HostOffset;
 use crate::storage::Storage;
@@ -43,7 +44,7 @@ pub(super) struct VdiImage {
     /// The file below is the one that this image was made on.
     pub parent_checked: AtomicBool,
     /// This opening has told that the content changes.
-    pub modify_renewed: AtomicBool,
+    pub modify_renewed: HeaderMark,
 }
 
 /// Opens an image file.
@@ -84,7 +85,7 @@ pub(super) fn open(cx: &OpenContext<'_>) -> Result<VdiImage> {
         state: RwLock::new(state),
         flushing: Mutex::new(()),
         parent_checked: AtomicBool::new(false),
-        modify_renewed: AtomicBool::new(false),
+        modify_renewed: HeaderMark::new(false),
     })
 }
 

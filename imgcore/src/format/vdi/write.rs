@@ -1,7 +1,6 @@
 //! Allocating blocks and publishing them. The order of writes is told in [`super`].
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::header::{self, narrow};
 use super::image::{State, VdiImage};
@@ -31,18 +30,15 @@ impl VdiImage {
     /// Tells the world, before the first change of an opening, that the content is another one: disks
     /// made on this one notice.
     pub(super) fn renew_modify(&self) -> Result<()> {
-        if self.scratch || self.modify_renewed.load(Ordering::Acquire) {
+        if self.scratch {
             return Ok(());
         }
-        let _turn = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.modify_renewed.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let new = Uuid::random();
-        header::update(&*self.storage, |h| h.uuid_modify = new.to_le())?;
-        self.write_state().geometry.modify = new;
-        self.modify_renewed.store(true, Ordering::Release);
-        Ok(())
+        self.modify_renewed.raise(&self.flushing, || {
+            let new = Uuid::random();
+            header::update(&*self.storage, |h| h.uuid_modify = new.to_le())?;
+            self.write_state().geometry.modify = new;
+            Ok(())
+        })
     }
 
     /// Grants blocks for a write; see [`crate::format::Image::prepare_write`].

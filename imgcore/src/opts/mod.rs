@@ -23,6 +23,7 @@ pub mod remote;
 pub mod secret;
 pub mod size;
 pub mod spec;
+pub mod ssh;
 pub mod throttle;
 pub mod tree;
 pub mod value;

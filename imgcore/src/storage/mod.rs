@@ -1,4 +1,5 @@
-//! Where bytes live: files, block devices, memory, exports of NBD servers, files of web servers.
+//! Where bytes live: files, block devices, memory, exports of NBD servers, files of web
+//! servers, files of hosts reached by ssh.
 //!
 //! A [`Storage`] is a flat run of bytes with positional, thread-safe access. Reading past the end
 //! gives zeroes (QEMU's protocol layer does the same, and images end with short clusters because of
@@ -23,6 +24,8 @@ pub mod nbd;
 pub mod secret;
 mod slice;
 pub mod sparse;
+#[cfg(feature = "ssh")]
+pub mod ssh;
 pub mod zero;
 
 use crate::Result;
@@ -33,6 +36,8 @@ pub use http::HttpStorage;
 pub use memory::MemoryStorage;
 pub use nbd::NbdStorage;
 pub use slice::SliceStorage;
+#[cfg(feature = "ssh")]
+pub use ssh::SshStorage;
 
 /// How the bytes of a new length come to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -54,6 +54,7 @@ fn is_protocol(format: &str) -> bool {
             | "nbd"
             | "http"
             | "https"
+            | "ssh"
             | "null-co"
             | "null-aio"
             | "vvfat"

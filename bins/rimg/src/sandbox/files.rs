@@ -87,6 +87,15 @@ impl Plan {
         self.network = Network::Yes;
     }
 
+    /// Hosts may be reached by ssh: known hosts and keys are read besides.
+    pub fn use_ssh(&mut self) {
+        self.use_network();
+        #[cfg(feature = "ssh")]
+        for file in imgcore::storage::ssh::user::files() {
+            self.add(file, Right::Read);
+        }
+    }
+
     /// Whether they are.
     pub fn network(&self) -> Network {
         self.network
@@ -165,6 +174,7 @@ impl Plan {
             Some(Remote::Fat(target)) => self.read_folder(Path::new(&target.dir)),
             Some(Remote::Null(_)) => {}
             Some(Remote::Nbd(_) | Remote::Http(_)) => self.use_network(),
+            Some(Remote::Ssh(_)) => self.use_ssh(),
             None if request.filename.is_empty() => {}
             None => self.place(Path::new(&request.filename), right),
         }

@@ -23,7 +23,7 @@ use crate::args::getopt::Given;
 use crate::args::{self, help};
 use crate::failure::Failure;
 use crate::output::{self, Output};
-use crate::progress::{Mode, Reporter};
+use crate::progress::{Ending, Mode, Reporter};
 use crate::prompt;
 use crate::sandbox::{self, Plan, Writing};
 use crate::session::Session;
@@ -446,8 +446,16 @@ impl<'a> Common<'a> {
 
     /// Watches a job. `-q` silences progress.
     pub fn reporter(&self) -> Reporter {
-        let mode = if self.quiet { Mode::Off } else { self.progress };
-        Reporter::new(self.session, mode)
+        Reporter::new(self.session, self.progress_shown())
+    }
+
+    /// Watches a job that says itself when it begins.
+    pub fn silent_reporter(&self) -> Reporter {
+        Reporter::silent_until_begun(self.session, self.progress_shown())
+    }
+
+    fn progress_shown(&self) -> Mode {
+        if self.quiet { Mode::Off } else { self.progress }
     }
 
     /// Runs a job under a reporter.
@@ -467,15 +475,32 @@ impl<'a> Common<'a> {
         reporter: &Reporter,
         job: impl FnOnce(&Job<'_>) -> Result<T, E>,
     ) -> Result<T, Failure> {
+        let result = self.run_unfinished(reporter, job);
+        reporter.complete(if result.is_ok() { Ending::Whole } else { Ending::Failed });
+        result
+    }
+
+    /// Runs a job under a reporter that the caller will [`complete`](Reporter::complete) and end.
+    pub fn run_unfinished<T, E: Into<Failure>>(
+        &self,
+        reporter: &Reporter,
+        job: impl FnOnce(&Job<'_>) -> Result<T, E>,
+    ) -> Result<T, Failure> {
         self.enter_sandbox()?;
         let policy = self.policy();
         let secrets = &self.secrets;
         let result = job(&Job { policy: &policy, watcher: reporter, secrets }).map_err(Into::into);
-        reporter.complete(result.is_ok());
         if reporter.interrupted() && result.is_err() {
             return Err(Failure::new(self.interrupted).with_code(reporter.interrupt_code()));
         }
         result
+    }
+
+    /// Prints a line for people, unless `-q` or JSON is wanted.
+    pub fn say(&self, line: &str) {
+        if self.output == Output::Human && !self.quiet {
+            output::print(&format!("{line}\n"));
+        }
     }
 
     /// Prints a value as JSON if that is wanted; else the text, unless `-q`.

@@ -56,6 +56,17 @@ enum View {
     Json,
 }
 
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All of it was done: shown as 100 %.
+    Whole,
+    /// Its answer was found before the end.
+    Early,
+    /// Without an answer.
+    Failed,
+}
+
 /// How far a job is, in words.
 #[derive(Clone, Copy)]
 enum Phase {
@@ -87,8 +98,17 @@ struct State {
 }
 
 impl Reporter {
-    /// For a job that is about to begin.
+    /// For a job that is about to begin, which is shown as 0 %.
     pub fn new(session: &Session, mode: Mode) -> Self {
+        let reporter = Self::silent_until_begun(session, mode);
+        if matches!(reporter.view, View::Percent) {
+            reporter.progress(0, 1);
+        }
+        reporter
+    }
+
+    /// For a job of which nothing is shown before it says itself how far it is.
+    pub fn silent_until_begun(session: &Session, mode: Mode) -> Self {
         let cancel = Arc::new(AtomicBool::new(false));
         let asked = Arc::new(AtomicBool::new(false));
         let signal = Arc::new(AtomicUsize::new(0));
@@ -103,33 +123,29 @@ impl Reporter {
         let program = session.program.clone();
         let now = Instant::now();
         let state = State { phase: "working", done: 0, total: 0, shown: None, last_line: now };
-        let reporter = Reporter {
-            program,
-            view,
-            cancel,
-            signal,
-            asked,
-            state: Mutex::new(state),
-            started: now,
-        };
-        if matches!(reporter.view, View::Percent) {
-            reporter.progress(0, 1);
-        }
-        reporter
+        Reporter { program, view, cancel, signal, asked, state: Mutex::new(state), started: now }
     }
 
-    /// The job has come to its end. Success is shown as 100 %.
-    pub fn complete(&self, success: bool) {
+    /// The job has come to its end.
+    pub fn complete(&self, how: Ending) {
         match &self.view {
-            View::Percent if success => write_percent(ALL),
-            View::Bar(bar) if success => bar.finish(),
+            View::Percent if how == Ending::Whole => write_percent(ALL),
+            View::Bar(bar) if how == Ending::Whole => bar.finish(),
             View::Bar(bar) => bar.abandon(),
-            View::Json if success => {
+            View::Json if how != Ending::Failed => {
                 let mut state = self.lock();
                 state.done = state.total;
                 self.json_line(&state, Phase::Done);
             }
             View::Off | View::Percent | View::Json => {}
+        }
+    }
+
+    /// Shows the percentage again, on a line of its own.
+    pub fn repeat(&self) {
+        if matches!(self.view, View::Percent) {
+            let state = self.lock();
+            write_percent(hundredths(state.done, state.total));
         }
     }
 

@@ -118,6 +118,16 @@ pub fn unknown(driver: &str, name: &str) -> Error {
     Error::invalid(format!("Block format '{driver}' does not support the option '{name}'"))
 }
 
+/// The name of a mode, as the `preallocation` option has it.
+pub fn preallocation_name(how: Preallocation) -> &'static str {
+    match how {
+        Preallocation::Off => "off",
+        Preallocation::Metadata => "metadata",
+        Preallocation::Falloc => "falloc",
+        Preallocation::Full => "full",
+    }
+}
+
 /// The `preallocation` option; only the `allowed` modes (and off) are accepted.
 pub fn preallocation(options: &CreateOptions, allowed: &[Preallocation]) -> Result<Preallocation> {
     let Some(text) = options.text("preallocation") else { return Ok(Preallocation::Off) };
@@ -127,9 +137,7 @@ pub fn preallocation(options: &CreateOptions, allowed: &[Preallocation]) -> Resu
         "falloc" => Preallocation::Falloc,
         "full" => Preallocation::Full,
         _ => {
-            return Err(Error::invalid(format!(
-                "Parameter 'preallocation' does not accept value '{text}'"
-            )));
+            return Err(Error::invalid(format!("invalid parameter value: {text}")));
         }
     };
     if how != Preallocation::Off && !allowed.contains(&how) {

@@ -250,6 +250,9 @@ impl OpenRequest {
                 "Offset ({offset}) cannot be greater than size of the containing file ({full})"
             ))
         })?;
+        if size.is_some_and(|size| size % 512 != 0) {
+            return Err(Error::invalid("Specified size is not multiple of 512"));
+        }
         let size = size.unwrap_or(rest);
         if size > rest {
             return Err(Error::invalid(format!(

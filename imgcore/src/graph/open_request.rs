@@ -87,6 +87,9 @@ impl OpenRequest {
     pub fn parse(name: &str, driver: Option<&str>) -> Result<Self> {
         match filename::parse(name).map_err(|e| refused(name, e.into()))? {
             Filename::Path(path) => {
+                if let Some(driver) = driver {
+                    refuse_protocol(driver, name).map_err(|e| refused(name, e))?;
+                }
                 let mut request = OpenRequest::file(path).with_driver(driver);
                 request.shown = (request.filename != name).then(|| name.to_owned());
                 Ok(request)
@@ -292,6 +295,24 @@ enum Missing {
     Refused,
     /// The image above records it (`backing.encrypt.key-secret=...`).
     Recorded,
+}
+
+/// A plain file name is none for a driver that is reached by an address, or that needs a node to stand on.
+fn refuse_protocol(driver: &str, name: &str) -> Result<()> {
+    if Filter::is_driver(driver) {
+        let text = match driver {
+            "throttle" => "Please specify a throttle group".to_owned(),
+            _ => format!("'{driver}' is no format, but a filter over an image"),
+        };
+        return Err(Error::invalid(text).hint("describe all of it with --image-opts"));
+    }
+    if driver == "nbd" {
+        return Err(Error::invalid("File name string for NBD must start with 'nbd:'"));
+    }
+    if Remote::is_driver(driver) {
+        Remote::parse(driver, name)?;
+    }
+    Ok(())
 }
 
 /// Options for the driver, with those of encryption under the names that the driver gives them.

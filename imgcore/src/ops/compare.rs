@@ -74,10 +74,9 @@ pub struct CompareReport {
 }
 
 impl CompareReport {
-    /// The lines that qemu-img prints (to stdout).
-    pub fn lines(&self) -> Vec<String> {
-        let warning = self.size_warning.then(|| "Warning: Image size mismatch!".to_owned());
-        warning.into_iter().chain([self.outcome.line()]).collect()
+    /// The line that qemu-img prints (to stdout) before that of the outcome.
+    pub fn warning(&self) -> Option<&'static str> {
+        self.size_warning.then_some("Warning: Image size mismatch!")
     }
 }
 
@@ -129,6 +128,7 @@ pub fn compare(
         image.open(job, &how).map_err(|error| CompareFailure { exit_code: 2, error })
     };
     let (first, second) = (open(&options.first)?, open(&options.second)?);
+    job.watcher.progress(0, first.virtual_size().max(second.virtual_size()).max(1));
     let pairs = Pairs::new([Side::new([&*first]), Side::new([&*second])]);
     let sizes = [first.virtual_size(), second.virtual_size()];
     if options.strictness == Strictness::Strict && sizes[0] != sizes[1] {

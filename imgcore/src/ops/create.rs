@@ -101,14 +101,32 @@ pub fn plan(options: CreateImageOptions, job: &Job<'_>) -> Result<Plan> {
     plan_inner(options, job).map_err(|e| e.context(shown))
 }
 
-/// Formats that nobody writes.
-const READ_ONLY: &[&str] = &["bochs", "cloop", "dmg"];
+/// Drivers without images to create: formats that nobody writes, filters, and what only gives bytes.
+const NOT_CREATED: &[&str] = &[
+    "blkdebug",
+    "blklogwrites",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-before-write",
+    "copy-on-read",
+    "dmg",
+    "null-aio",
+    "null-co",
+    "preallocate",
+    "quorum",
+    "replication",
+    "snapshot-access",
+    "throttle",
+    "vvfat",
+];
 
 /// A driver that can make images.
 pub(super) fn find_driver(name: &str) -> Result<&'static dyn Driver> {
     match format::driver(name) {
         Some(driver) if driver.can_create() => Ok(driver),
-        None if !READ_ONLY.contains(&name) => {
+        None if !NOT_CREATED.contains(&name) => {
             Err(Error::unsupported(format!("Unknown file format '{name}'")))
         }
         _ => Err(Error::unsupported(format!(

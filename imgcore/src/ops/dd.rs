@@ -93,6 +93,9 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
             target
         }
         (None, Some(place)) => {
+            if place.name().is_empty() {
+                return Err(failed(Error::errno(libc::ENOENT).context("Could not create ''")));
+            }
             let new = Output::at(&place, CacheMode::Writeback, options.overwrite);
             if place.is_here() {
                 crate::graph::output_space::ensure_space(&options.output, &new.folder(), size)?;

@@ -296,4 +296,34 @@ pub const FILES: &[FileDifference] = &[
         why: LEFT_IN_USE,
         complaint: r"check: exit 2 / exit 0",
     },
+    FileDifference {
+        scenario: "oddities: what a format refuses",
+        file: "c",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "oddities: what a format refuses",
+        file: "c.vmdk",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "oddities: what a format refuses",
+        file: "c-flat.vmdk",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "oddities: what a format refuses",
+        file: "c2.vmdk",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
+    FileDifference {
+        scenario: "oddities: what a format refuses",
+        file: "c2-f001.vmdk",
+        why: NO_HALF_FILES,
+        complaint: r"ours is missing",
+    },
 ];

@@ -551,4 +551,30 @@ pub const LINES: &[LineDifference] = &[
         stdout: Some(r"(?s)\n1 errors were found on the image\.\n.*"),
         stderr: Some(r"ERROR cluster 2 is outside image\n"),
     },
+    LineDifference {
+        scenario: "oddities: measure options",
+        line: "measure -O qcow2 -o data_file=x.raw --size 1G",
+        why: "What is written to the disk goes into the data file, which is not measured.",
+        exit: None,
+        stdout: Some(r"required size: 393216\nfully allocated size: 393216\n"),
+        stderr: None,
+    },
+    LineDifference {
+        scenario: "oddities: measure options",
+        line: "measure -O qcow2 -o extended_l2=on,compat=0.10 a.raw",
+        why: "Options that make no image are refused when it is measured, too.",
+        exit: Some(1),
+        stdout: Some(r""),
+        stderr: Some(
+            r"qemu-img: Extended L2 entries are only supported with compatibility level .*\n",
+        ),
+    },
+    LineDifference {
+        scenario: "oddities: compare shows progress",
+        line: "compare -s a.raw b.raw",
+        why: "The reference takes a hole that reaches the end of the file for another kind of hole.",
+        exit: None,
+        stdout: Some(r"Strict mode: Offset 5242880 block status mismatch!\n"),
+        stderr: None,
+    },
 ];

@@ -10,5 +10,5 @@ pub mod features;
 pub mod models;
 pub mod topology;
 
-pub use cpuid::{CpuConfig, build};
+pub use cpuid::{CpuConfig, Template, build};
 pub use topology::Topology;

@@ -13,10 +13,10 @@ use crate::boot::registers::Entry;
 use crate::chardev::{Chardevs, Standard};
 use crate::control::events::Broadcast;
 use crate::control::{MachineEvent, RunState};
-use crate::cpu;
-use crate::kvm::System;
+use crate::cpu::{self, Template};
 use crate::kvm::baseline::{ChipBaseline, VcpuBaseline};
 use crate::kvm::vm::SlotKind;
+use crate::kvm::{System, Vcpu, Vm};
 use crate::mem;
 use crate::mem::Memory;
 use crate::pci::Root;
@@ -71,22 +71,18 @@ impl Machine {
             root: &root,
             chardevs: &chardevs,
         };
-        let (mut parts, template, entry) = while_loading(&config, &memory, || {
+        let (made, entry) = while_loading(&config, &memory, || {
             vm.create_chips()?;
-            Ok((workshop.build()?, cpu::build(&config.cpu, &system.supported_cpuid()?)?))
+            let parts = workshop.build()?;
+            let template = cpu::build(&config.cpu, &system.supported_cpuid()?)?;
+            Made::new(&config, &vm, parts, &template)
         })?;
+        let Made { mut parts, vcpus, baseline, chips, warnings } = made;
         let mut notes = std::mem::take(&mut parts.notes);
-        notes.extend(template.warnings.iter().map(|w| format!("warning: {w}")));
-        let (mut vcpus, mut baseline) = (Vec::new(), Vec::new());
-        for index in 0..config.topology.cpus {
-            let id = crate::num::low8(config.topology.apic_id(index).into());
-            let vcpu = vm.create_vcpu(id)?;
-            vcpu.set_cpuid(&template.for_vcpu(index, &config.topology)?)?;
-            baseline.push(VcpuBaseline::take(&vcpu)?);
-            start_state(&vcpu, index, entry)?;
-            vcpus.push(vcpu);
+        notes.extend(warnings);
+        for (index, vcpu) in (0..).zip(&vcpus) {
+            start_state(vcpu, index, entry)?;
         }
-        let chips = ChipBaseline::take(&vm)?;
         let (sender, events) = channel();
         let sink = Arc::new(Sink {
             events: Mutex::new(sender.clone()),
@@ -133,14 +129,40 @@ impl Machine {
     }
 }
 
+/// All of a machine that does not depend on what lies in its memory.
+struct Made {
+    parts: Parts,
+    vcpus: Vec<Vcpu>,
+    /// Of each vCPU, before its first instruction is known.
+    baseline: Vec<VcpuBaseline>,
+    chips: ChipBaseline,
+    /// Of the processor model.
+    warnings: Vec<String>,
+}
+
+impl Made {
+    fn new(config: &MachineConfig, vm: &Vm, parts: Parts, template: &Template) -> Result<Self> {
+        let (mut vcpus, mut baseline) = (Vec::new(), Vec::new());
+        for index in 0..config.topology.cpus {
+            let id = crate::num::low8(config.topology.apic_id(index).into());
+            let vcpu = vm.create_vcpu(id)?;
+            vcpu.set_cpuid(&template.for_vcpu(index, &config.topology)?)?;
+            baseline.push(VcpuBaseline::take(&vcpu)?);
+            vcpus.push(vcpu);
+        }
+        let warnings = template.warnings.iter().map(|w| format!("warning: {w}")).collect();
+        Ok(Made { parts, vcpus, baseline, chips: ChipBaseline::take(vm)?, warnings })
+    }
+}
+
 /// Copies the kernel and all else that lies in memory at the start, on a thread of its own that ends here, while
-/// `work` makes chips and devices: making chips is mostly waiting, and a kernel of some ten megabytes takes as long
+/// `work` makes chips, devices and vCPUs: that is mostly waiting, and a kernel of some ten megabytes takes as long
 /// to copy as all the rest.
-fn while_loading<A, B>(
+fn while_loading<A>(
     config: &MachineConfig,
     memory: &Memory,
-    work: impl FnOnce() -> Result<(A, B)>,
-) -> Result<(A, B, Entry)> {
+    work: impl FnOnce() -> Result<A>,
+) -> Result<(A, Entry)> {
     std::thread::scope(|scope| {
         let loading = std::thread::Builder::new()
             .name("load".into())
@@ -151,8 +173,7 @@ fn while_loading<A, B>(
             Ok(loaded) => loaded,
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        let (a, b) = worked?;
-        Ok((a, b, loaded?))
+        Ok((worked?, loaded?))
     })
 }
 

@@ -158,7 +158,7 @@ impl Parser {
             Some((n, v)) => (n, Some(v.to_owned())),
             None => (text, None),
         };
-        let opt = self.find_long(name)?;
+        let opt = self.find_long(name, text)?;
         if opt.id == "progress" && self.optional_progress {
             let value = match attached {
                 Some(v) => v,
@@ -185,7 +185,8 @@ impl Parser {
         Ok(Given { id: opt.id, value })
     }
 
-    fn find_long(&self, name: &str) -> Result<&'static Opt, Failure> {
+    /// The option called `name`; messages show all of `text`, with what is attached to it.
+    fn find_long(&self, name: &str, text: &str) -> Result<&'static Opt, Failure> {
         let exact = |o: &&Opt| !name.is_empty() && (o.long == name || o.also.contains(&name));
         if let Some(opt) = self.opts.iter().find(exact) {
             return Ok(opt);
@@ -197,12 +198,12 @@ impl Parser {
             .collect();
         match close.as_slice() {
             [one] => Ok(one),
-            [] => Err(self.wrong(format!("unrecognized option '--{name}'"))),
+            [] => Err(self.wrong(format!("unrecognized option '--{text}'"))),
             several => {
                 let names: Vec<String> =
                     several.iter().map(|o| format!("'--{}'", o.long)).collect();
                 Err(self.wrong(format!(
-                    "option '--{name}' is ambiguous; possibilities: {}",
+                    "option '--{text}' is ambiguous; possibilities: {}",
                     names.join(" ")
                 )))
             }

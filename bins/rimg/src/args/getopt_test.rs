@@ -76,6 +76,12 @@ fn mistakes() {
     for (command, line, message) in [
         ("info", "-Z x", "invalid option -- 'Z'"),
         ("info", "--bogus x", "unrecognized option '--bogus'"),
+        ("info", "--bogus=1 x", "unrecognized option '--bogus=1'"),
+        (
+            "info",
+            "--o=json a",
+            "option '--o=json' is ambiguous; possibilities: '--output' '--object'",
+        ),
         ("info", "-f", "option requires an argument -- 'f'"),
         ("info", "--object", "option '--object' requires an argument"),
         ("info", "--force-share=1 a", "option '--force-share' doesn't allow an argument"),

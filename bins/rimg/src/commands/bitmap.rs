@@ -29,8 +29,8 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
             "disable" => BitmapAction::Disable,
             "merge" => BitmapAction::Merge(given.value),
             "granularity" => {
-                let max = u64::from(u32::MAX);
-                options.granularity = Some(size::argument("granularity", &given.value, 0, max)?);
+                // What is no granularity is told together with the bitmap that would have had it.
+                options.granularity = Some(size::size_argument("granularity", &given.value)?);
                 continue;
             }
             "remove-all" => {

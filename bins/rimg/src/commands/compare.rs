@@ -1,10 +1,11 @@
 //! `compare`
 
-use imgcore::ops::compare::{self, CompareFailure, CompareOptions, Strictness};
+use imgcore::ops::compare::{self, CompareFailure, CompareOptions, CompareOutcome, Strictness};
 
 use crate::args::getopt::Parser;
 use crate::common::{Common, cache_mode};
 use crate::failure::Failure;
+use crate::progress::Ending;
 use crate::session::Session;
 
 /// An image could not be opened, or an option makes no sense.
@@ -37,10 +38,24 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         second: common.source(&b, second.as_deref(), cache).map_err(trouble)?,
         strictness,
     };
-    let reporter = common.reporter();
-    let result = common.run_open(&reporter, |job| compare::compare(&options, job).map_err(failed));
-    let report = result.inspect_err(|_| reporter.end())?;
-    common.report(&(report.lines().join("\n") + "\n"), || {
+    let reporter = common.silent_reporter();
+    let result =
+        common.run_unfinished(&reporter, |job| compare::compare(&options, job).map_err(failed));
+    let report = result.inspect_err(|_| {
+        reporter.complete(Ending::Failed);
+        reporter.end();
+    })?;
+    // qemu-img warns when it reaches the end of the shorter one, and shows 100 % only if it reaches the
+    // other's.
+    let whole = report.outcome == CompareOutcome::Identical;
+    if let Some(warning) = report.warning() {
+        common.say(warning);
+        if !whole {
+            reporter.repeat();
+        }
+    }
+    reporter.complete(if whole { Ending::Whole } else { Ending::Early });
+    common.report(&(report.outcome.line() + "\n"), || {
         serde_json::to_value(report).unwrap_or_default()
     });
     // qemu-img leaves the line of its percentages only after the result.

@@ -219,12 +219,12 @@ impl Wish {
         if self.checkpoint.is_some() && !self.resume {
             return refuse("--checkpoint requires --resume");
         }
+        if self.target_image_opts && !self.no_create {
+            return refuse("--target-image-opts requires use of -n flag");
+        }
         common.check_exclusive()?;
         if self.target_image_opts && self.target_format.is_some() {
             return refuse("--image-opts and --format are mutually exclusive");
-        }
-        if self.target_image_opts && !self.no_create {
-            return refuse("--target-image-opts requires use of -n flag");
         }
         if self.skip_broken && !self.bitmaps {
             return refuse("Use of --skip-broken-bitmaps requires --bitmaps");

@@ -1,7 +1,7 @@
 //! `dd`
 
 use imgcore::ops::dd::{self, DdOptions};
-use imgcore::opts::size::{self, MAX_OFFSET};
+use imgcore::opts::size;
 use imgcore::storage::CacheMode;
 use serde_json::json;
 
@@ -57,12 +57,36 @@ fn operands(words: &[String]) -> Result<Operands, Failure> {
             ("if", true) => o.input = Some(text.to_owned()),
             ("of", true) => o.output = Some(text.to_owned()),
             ("bs", true) => o.block_size = Some(size::argument("bs", text, 1, MAX_BLOCK)?),
-            ("count", true) => o.count = Some(size::argument("count", text, 0, MAX_OFFSET)?),
-            ("skip", true) => o.skip = size::argument("skip", text, 0, MAX_OFFSET)?,
+            ("count", true) => o.count = Some(blocks("count", text)?),
+            ("skip", true) => o.skip = blocks("skip", text)?,
             _ => return Err(Failure::new(format!("unrecognized operand {name}"))),
         }
     }
     Ok(o)
+}
+
+/// A number of blocks: as qemu-img 10 takes them, a whole number without a suffix, which may also be
+/// hexadecimal (`0x10`) or octal (`010`).
+fn blocks(name: &str, text: &str) -> Result<u64, Failure> {
+    let digits = text.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+    let (negative, digits) = match digits.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, digits.strip_prefix('+').unwrap_or(digits)),
+    };
+    let hex = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"));
+    let (radix, digits) = match (hex, digits.strip_prefix('0')) {
+        (Some(hex), _) => (16, hex),
+        (None, Some(octal)) if !octal.is_empty() => (8, octal),
+        (None, _) => (10, digits),
+    };
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(Failure::new(format!("Invalid {name} specified: '{text}'.")));
+    }
+    let max = i64::MAX.unsigned_abs();
+    match u64::from_str_radix(digits, radix) {
+        Ok(n) if n <= max && (!negative || n == 0) => Ok(n),
+        _ => Err(Failure::new(format!("Invalid {name} specified. Must be between 0 and {max}."))),
+    }
 }
 
 #[cfg(test)]
@@ -81,5 +105,20 @@ mod tests {
         assert_eq!(message("if"), "unrecognized operand if");
         assert_eq!(message("bs=0"), "Invalid bs specified. Must be between 1 and 2147483647.");
         assert_eq!(message("skip=x"), "Invalid skip specified: 'x'.");
+        assert_eq!(message("skip=1k"), "Invalid skip specified: '1k'.");
+        assert_eq!(message("count="), "Invalid count specified: ''.");
+        let range = "Invalid count specified. Must be between 0 and 9223372036854775807.";
+        assert_eq!(message("count=-1"), range);
+        assert_eq!(message("count=9223372036854775808"), range);
+    }
+
+    #[test]
+    fn numbers_of_blocks() {
+        for (text, n) in [("0", 0), ("-0", 0), ("+5", 5), ("0x1F", 31), ("010", 8), (" 7", 7)] {
+            assert_eq!(blocks("count", text).ok(), Some(n), "{text}");
+        }
+        for text in ["1.0", "08", "0x", "5 ", "-", "--5", "1e1"] {
+            assert!(blocks("count", text).is_err(), "{text}");
+        }
     }
 }

@@ -265,6 +265,12 @@ pub(super) fn resolve(options: &mut CreateOptions, size: u64) -> Result<()> {
 
 /// See [`crate::format::Driver::create`].
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<()> {
+    if let Some(other) = cx.options.text("preallocation")
+        && !["off", "metadata", "falloc", "full"].contains(&other)
+    {
+        // Worded otherwise than where an image is measured.
+        return Err(value_error("preallocation", other));
+    }
     let choices = Choices::parse(cx.options, cx.backing.is_some())?;
     if cx.backing.is_none() && cx.options.text("backing_fmt").is_some() {
         return Err(Error::invalid("Backing format cannot be used without backing file"));

@@ -3,7 +3,7 @@
 use std::ops::DerefMut;
 
 use super::image::Qcow2Image;
-use super::layout::{compatible, incompatible};
+use super::layout::incompatible;
 use super::tables::Tables;
 use crate::num::{len_u64, round_up};
 use crate::storage::Preallocation;
@@ -36,8 +36,7 @@ impl Qcow2Image {
 
     /// Whether reference counts may be behind (dirty bit set on disk).
     fn lazy(&self, tables: &Tables) -> bool {
-        tables.header.compatible & compatible::LAZY_REFCOUNTS != 0
-            && tables.header.has(incompatible::DIRTY)
+        tables.is_lazy() && tables.header.has(incompatible::DIRTY)
     }
 
     /// See [`crate::format::Image::flush`]. Where tables have nothing to write, which is so while the
@@ -171,7 +170,7 @@ impl Qcow2Image {
 
     /// Sets the dirty bit before the first allocation with lazy reference counts.
     pub(super) fn begin_change(&self, tables: &mut Tables) -> Result<()> {
-        let lazy = tables.header.compatible & compatible::LAZY_REFCOUNTS != 0;
+        let lazy = tables.is_lazy();
         if lazy && !tables.header.has(incompatible::DIRTY) {
             tables.header.incompatible |= incompatible::DIRTY;
             tables.header.write(&*self.file)?;

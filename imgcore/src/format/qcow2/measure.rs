@@ -1,6 +1,6 @@
 //! How large an image would be.
 
-use super::create::Choices;
+use super::create::{Choices, parse_compat};
 use super::layout::MAX_L1_BYTES;
 use crate::format::{CreateOptions, MeasureSource, Measurement};
 use crate::num::{round_down, round_up};
@@ -13,6 +13,9 @@ pub(super) fn measure(
     source: &mut MeasureSource<'_>,
 ) -> Result<Measurement> {
     let has_backing = options.text("backing_file").is_some();
+    if let Some(level) = options.text("compat").filter(|text| parse_compat(text).is_err()) {
+        return Err(Error::invalid(format!("Invalid compatibility level: '{level}'")));
+    }
     let choices = Choices::parse(options, has_backing)?;
     let cluster = 1u64 << choices.cluster_bits;
     let size = round_up(source.virtual_size, 512);

@@ -7,8 +7,7 @@ use super::crypt::KeyOptions;
 use super::header::Header;
 use super::image::Qcow2Image;
 use super::layout::{
-    MAX_L1_BYTES, MAX_REFTABLE_BYTES, MAX_SNAPSHOT_BYTES, MAX_SNAPSHOTS, autoclear, compatible,
-    incompatible,
+    MAX_L1_BYTES, MAX_REFTABLE_BYTES, MAX_SNAPSHOT_BYTES, MAX_SNAPSHOTS, autoclear, incompatible,
 };
 use super::refcount::Refcounts;
 use super::tables::{Geometry, Tables};
@@ -89,7 +88,7 @@ pub fn open(cx: &OpenContext<'_>) -> Result<Qcow2Image> {
 }
 
 fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Image> {
-    let mut header = Header::read(&**file)?;
+    let header = Header::read(&**file)?;
     let file_len = file.len()?;
     check_header(&header, file_len, cx.for_check)?;
     let writable = cx.access == Access::Write;
@@ -101,6 +100,7 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         .hint("look at it with 'check', repair it with 'check -r all'"));
     }
     let mut key = KeyOptions::default();
+    let mut lazy_asked = None;
     for (option, value) in cx.options {
         match option.as_str() {
             "encrypt.format" => key.format = Some(value.clone()),
@@ -112,11 +112,14 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
                         "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
                     ));
                 }
-                header.compatible &= !compatible::LAZY_REFCOUNTS;
-                if on {
-                    header.compatible |= compatible::LAZY_REFCOUNTS;
-                }
+                lazy_asked = Some(on);
             }
+            // How much of the tables is kept in memory is decided here, by what the image needs.
+            "cache-size"
+            | "l2-cache-size"
+            | "l2-cache-entry-size"
+            | "refcount-cache-size"
+            | "cache-clean-interval" => {}
             _ => return Err(crate::format::options::unknown("qcow2", option)),
         }
     }
@@ -146,7 +149,8 @@ fn open_named(file: &Arc<dyn Storage>, cx: &OpenContext<'_>) -> Result<Qcow2Imag
         header.reftable_offset,
     );
     let (size, version) = (header.size, header.version);
-    let tables = Tables::new(header, l1, refs, file_len);
+    let mut tables = Tables::new(header, l1, refs, file_len);
+    tables.lazy_asked = lazy_asked;
     let image = Qcow2Image {
         file: Arc::clone(file),
         data_file,

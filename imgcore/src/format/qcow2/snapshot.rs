@@ -13,9 +13,7 @@
 use std::time::SystemTime;
 
 use super::image::Qcow2Image;
-use super::layout::{
-    COPIED, MAX_L1_BYTES, MAX_SNAPSHOTS, autoclear, compatible, ext, incompatible,
-};
+use super::layout::{COPIED, MAX_L1_BYTES, MAX_SNAPSHOTS, autoclear, ext, incompatible};
 use super::open::read_table;
 use super::snapshot_refs::{Dropped, Sign};
 use super::snapshot_table::{Damage, Snapshot, SnapshotTable, TablePlace, encode};
@@ -99,7 +97,7 @@ impl Qcow2Image {
 
     /// Closes it, unless lazy counts keep the bit for themselves until the image is closed.
     fn lower_dirty(tables: &mut Tables) {
-        if tables.header.compatible & compatible::LAZY_REFCOUNTS == 0 {
+        if !tables.is_lazy() {
             tables.header.incompatible &= !incompatible::DIRTY;
         }
     }

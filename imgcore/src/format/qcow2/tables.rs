@@ -4,7 +4,7 @@ use super::cache::SliceCache;
 use super::header::Header;
 use super::layout::{
     COMPRESSED, COPIED, L1_RESERVED, L2_RESERVED, OFFSET_MASK, SUBCLUSTERS, ZERO, autoclear,
-    incompatible,
+    compatible, incompatible,
 };
 use super::refcount::Refcounts;
 use crate::num::{len_u64, small};
@@ -243,6 +243,9 @@ pub struct Tables {
     pub broken: bool,
     /// Ranges `(offset, len)` that became free, to be discarded if wanted.
     pub freed: Vec<(u64, u64)>,
+    /// What the `lazy-refcounts` option said at opening; it stands above the header's flag, and is not
+    /// written down.
+    pub lazy_asked: Option<bool>,
 }
 
 impl Tables {
@@ -271,7 +274,13 @@ impl Tables {
             file_len,
             broken: false,
             freed: Vec::new(),
+            lazy_asked: None,
         }
+    }
+
+    /// Whether reference counts may stay behind until the image is closed.
+    pub fn is_lazy(&self) -> bool {
+        self.lazy_asked.unwrap_or(self.header.compatible & compatible::LAZY_REFCOUNTS != 0)
     }
 
     /// The checked L1 entry for a guest offset: host offset of the L2 table, if there is one, and whether

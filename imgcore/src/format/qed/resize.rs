@@ -21,7 +21,8 @@ pub(super) fn resize(image: &QedImage, wish: Resize) -> Result<()> {
         .filter(|&size| size <= max && i64::try_from(size).is_ok())
         .ok_or_else(|| Error::invalid("Invalid image size specified"))?;
     if wish.how != Preallocation::Off {
-        return Err(Error::unsupported("Unsupported preallocation mode for qed images"));
+        let mode = crate::format::options::preallocation_name(wish.how);
+        return Err(Error::unsupported(format!("Unsupported preallocation mode '{mode}'")));
     }
     image.mark()?;
     if size < old.size {

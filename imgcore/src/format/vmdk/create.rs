@@ -152,6 +152,8 @@ fn plan<'a>(cx: &'a CreateContext<'_>) -> Result<Plan<'a>> {
     if format.is_some_and(|f| f != "vmdk") {
         return Err(Error::invalid("backing_file must be a vmdk image"));
     }
+    // Whether there is anything to reserve is decided with the extents.
+    crate::format::options::preallocation(options, &[Preallocation::Falloc, Preallocation::Full])?;
     let zero_grain = options.flag("zeroed_grain") == Some(true);
     if subformat.flat() && cx.backing.is_some() {
         return Err(Error::unsupported("Flat image can't have backing file"));

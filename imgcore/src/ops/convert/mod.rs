@@ -558,6 +558,10 @@ fn encode_unit(
     };
     match granularity.encode {
         Some(unit) => Ok(Some((unit, level))),
+        // QEMU's words for one without grains.
+        None if may_compress(target) && granularity.allocation <= 1 => {
+            Err(Error::unsupported("invalid cluster size"))
+        }
         None if may_compress(target) => Ok(None),
         None => Err(Error::unsupported("Compression not supported for this file format")),
     }

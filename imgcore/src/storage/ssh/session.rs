@@ -289,9 +289,17 @@ async fn carry(begun: Begun, mut queue: UnboundedReceiver<Vec<u8>>, shared: &Arc
         of_reader.fail(reason);
     });
     while let Some(packet) = queue.recv().await {
-        if let Err(e) = writer.data_bytes(packet).await {
-            shared.fail(e.to_string());
-            break;
+        // A server that takes nothing more must not keep us for ever.
+        match tokio::time::timeout(SILENCE, writer.data_bytes(packet)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => {
+                shared.fail(e.to_string());
+                break;
+            }
+            Err(_) => {
+                shared.fail("the server takes no more requests".to_owned());
+                break;
+            }
         }
     }
     let goodbye = async {

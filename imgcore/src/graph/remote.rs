@@ -37,7 +37,12 @@ pub(super) fn open(
         Remote::Ssh(target) => Ok(Arc::new(crate::storage::SshStorage::open(target, options)?)),
         #[cfg(not(feature = "ssh"))]
         Remote::Ssh(_) => Err(Error::unsupported("this program was built without ssh")
-            .hint("build it with: cargo build --release --features ssh")),
+            .hint("build it with: cargo build --release -p rimg --features ssh")),
+        #[cfg(feature = "rbd")]
+        Remote::Rbd(target) => Ok(Arc::new(crate::storage::RbdStorage::open(target, options)?)),
+        #[cfg(not(feature = "rbd"))]
+        Remote::Rbd(_) => Err(Error::unsupported("this program was built without rbd")
+            .hint("build it with: cargo build --release -p rimg --features rbd")),
         Remote::Fat(target) => Ok(Arc::new(FatStorage::open(target, options)?)),
         Remote::Null(target) => Ok(Arc::new(NullStorage::new(target, options))),
     }
@@ -70,12 +75,27 @@ impl Making for crate::storage::SshStorage {
     }
 }
 
+#[cfg(feature = "rbd")]
+impl Making for crate::storage::RbdStorage {
+    fn publish(&self, _durability: Durability) -> Result<()> {
+        self.publish()
+    }
+
+    fn withdraw(&self) {
+        self.withdraw();
+    }
+}
+
 /// A file that is being made elsewhere: its bytes, and its name.
 pub(super) type Made = (Arc<dyn Storage>, Arc<dyn Making>);
 
 /// Whether files can be made there.
 pub(super) fn can_create(remote: &Remote) -> bool {
-    matches!(remote, Remote::Ssh(_)) && cfg!(feature = "ssh")
+    match remote {
+        Remote::Ssh(_) => cfg!(feature = "ssh"),
+        Remote::Rbd(_) => cfg!(feature = "rbd"),
+        _ => false,
+    }
 }
 
 /// Makes a file there.
@@ -93,6 +113,11 @@ pub(super) fn create(remote: &Remote, options: FileOptions, overwrite: Overwrite
                 Overwrite::Refuse => Existing::Kept,
             };
             let made = Arc::new(SshStorage::create(target, options, existing)?);
+            Ok((Arc::clone(&made) as _, made))
+        }
+        #[cfg(feature = "rbd")]
+        Remote::Rbd(target) => {
+            let made = Arc::new(crate::storage::RbdStorage::create(target, options)?);
             Ok((Arc::clone(&made) as _, made))
         }
         other => Err(Error::unsupported(format!(

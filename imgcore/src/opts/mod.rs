@@ -19,6 +19,7 @@ pub mod list;
 pub mod nbd;
 pub mod null;
 pub mod object;
+pub mod rbd;
 pub mod remote;
 pub mod secret;
 pub mod size;

@@ -55,6 +55,7 @@ fn is_protocol(format: &str) -> bool {
             | "http"
             | "https"
             | "ssh"
+            | "rbd"
             | "null-co"
             | "null-aio"
             | "vvfat"

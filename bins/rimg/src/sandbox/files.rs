@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use imgcore::graph::gate::folder_of;
 use imgcore::graph::open::{BackingChoice, OpenRequest};
 use imgcore::opts::filter::Filter;
+use imgcore::opts::rbd::RbdTarget;
 use imgcore::opts::remote::Remote;
 use imgcore::storage::culprit;
 use landlock::{
@@ -96,6 +97,20 @@ impl Plan {
         }
     }
 
+    /// A Ceph cluster is used: its configuration and keyrings are read besides.
+    fn use_rbd(&mut self, target: &RbdTarget) {
+        self.use_network();
+        self.read_folder(Path::new("/etc/ceph"));
+        if let Some(conf) = target.conf.as_deref().filter(|conf| !conf.is_empty()) {
+            self.place(Path::new(conf), Right::Read);
+        }
+        for (key, value) in &target.settings {
+            if key == "keyring" {
+                self.place(Path::new(value), Right::Read);
+            }
+        }
+    }
+
     /// Whether they are.
     pub fn network(&self) -> Network {
         self.network
@@ -175,6 +190,7 @@ impl Plan {
             Some(Remote::Null(_)) => {}
             Some(Remote::Nbd(_) | Remote::Http(_)) => self.use_network(),
             Some(Remote::Ssh(_)) => self.use_ssh(),
+            Some(Remote::Rbd(target)) => self.use_rbd(target),
             None if request.filename.is_empty() => {}
             None => self.place(Path::new(&request.filename), right),
         }

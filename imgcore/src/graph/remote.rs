@@ -91,11 +91,8 @@ pub(super) type Made = (Arc<dyn Storage>, Arc<dyn Making>);
 
 /// Whether files can be made there.
 pub(super) fn can_create(remote: &Remote) -> bool {
-    match remote {
-        Remote::Ssh(_) => cfg!(feature = "ssh"),
-        Remote::Rbd(_) => cfg!(feature = "rbd"),
-        _ => false,
-    }
+    (cfg!(feature = "ssh") && matches!(remote, Remote::Ssh(_)))
+        || (cfg!(feature = "rbd") && matches!(remote, Remote::Rbd(_)))
 }
 
 /// Makes a file there.

@@ -370,7 +370,7 @@ fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Re
     }
     if let Some(data) = &spec.data_file {
         let data = from_spec(data, None)?;
-        if data.remote.is_some() || !data.filters.is_empty() {
+        if !data.filters.is_empty() {
             let protocol = data.driver.as_deref().unwrap_or("file");
             let text = format!("Protocol '{protocol}' is not supported for data files");
             return Err(Error::unsupported(text));

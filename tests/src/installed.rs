@@ -211,7 +211,7 @@ pub fn disk(dir: &Path, name: &str, root: &Path, starter: Starter) -> Result<Pat
     let file = options.open(&image).map_err(|e| e.to_string())?;
     file.set_len(root_size + 40 * mib).map_err(|e| e.to_string())?;
     let sectors = root_size / 512;
-    let third = format!("-n3:75776:+{}", sectors - 1);
+    let third = format!("-n3:75776:+{sectors}");
     let text = image.to_string_lossy().into_owned();
     let mut args =
         vec!["-n1:2048:4095", "-t1:ef02", "-n2:4096:+34M", "-t2:ef00", third.as_str(), "-t3:8300"];

@@ -4,6 +4,7 @@
 //! Under the name `qemu-img` (a link) messages begin with that name, and it behaves as qemu-img also
 //! where rimg is more careful: files are overwritten and names inside images followed.
 
+mod activation;
 mod args;
 mod commands;
 mod common;

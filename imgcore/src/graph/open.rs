@@ -103,7 +103,10 @@ impl Opening<'_> {
         // no folder.
         let own_folder = depth == 0 && request.remote.is_none();
         let below = if own_folder { policy.below(path) } else { policy.clone() };
-        let data_file = match &request.data_file {
+        let data_file = match request.data_file.as_deref() {
+            Some(OpenRequest { remote: Some(remote), .. }) => {
+                Some(super::remote::open(remote, file_options, &self.options.secrets)?)
+            }
             Some(data) => Some(super::gate::open_data_file(&data.filename, access, level.options)?),
             None => None,
         };

@@ -297,7 +297,6 @@ enum Missing {
     Recorded,
 }
 
-/// Options for the driver, with those of encryption under the names that the driver gives them.
 /// A plain file name is none for a driver that is reached by an address, or that needs a node to stand on.
 fn refuse_protocol(driver: &str, name: &str) -> Result<()> {
     if Filter::is_driver(driver) {
@@ -316,6 +315,7 @@ fn refuse_protocol(driver: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Options for the driver, with those of encryption under the names that the driver gives them.
 fn driver_options(spec: &ImageSpec) -> Vec<(String, String)> {
     let mut all = spec.other.clone();
     if let Some(encrypt) = &spec.encrypt {
@@ -370,7 +370,7 @@ fn from_spec_over(spec: &ImageSpec, shown: Option<&str>, missing: Missing) -> Re
     }
     if let Some(data) = &spec.data_file {
         let data = from_spec(data, None)?;
-        if data.remote.is_some() || !data.filters.is_empty() {
+        if !data.filters.is_empty() {
             let protocol = data.driver.as_deref().unwrap_or("file");
             let text = format!("Protocol '{protocol}' is not supported for data files");
             return Err(Error::unsupported(text));

@@ -9,6 +9,7 @@
 //!   nobody who uses it loses it silently. Its permissions are kept.
 //! * A symbolic link is followed: the file it points to is replaced, not the link.
 //! * A block device, and a file in a folder where no new file can be made, is written in place.
+//! * A file on another host ([`Place::There`]) is made there in the same way, by the means of its protocol.
 //! * A part of a run that was killed is taken over: whoever writes a part holds `flock` on it. It is emptied,
 //!   unless the caller goes on with it ([`Output::resume`]). [`Output::keep`] leaves the parts for that; what
 //!   the caller wants to know of them then stands in `NAME.part.json`, which is removed before a part is emptied.
@@ -22,8 +23,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Node;
 use super::gate::{combine, folder_of, open_data_file};
 use super::open::{OpenOptions, Purpose, Sharing, backing_request, open};
+use super::remote::Making;
 use crate::crypto::SecretBytes;
 use crate::format::{Access, Driver, NewFiles, OpenContext, OpenGate};
+use crate::opts::filename::{self, Filename};
+use crate::opts::remote::Remote;
 use crate::opts::secret::{Asking, Secrets};
 use crate::storage::culprit;
 use crate::storage::lock::LockSet;
@@ -59,9 +63,56 @@ struct NewFile {
     part: Option<PathBuf>,
     /// The final name, links resolved.
     path: PathBuf,
-    storage: Arc<FileStorage>,
+    storage: Arc<dyn Storage>,
+    /// Where it is on another host.
+    elsewhere: Option<Arc<dyn Making>>,
     /// What is replaced, locked.
     _replaced: Option<FileStorage>,
+}
+
+/// Where a new image goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A file or a block device of this host.
+    Here(String),
+    /// A file on another one.
+    There(Box<Remote>),
+}
+
+impl Place {
+    /// What a name of the command line says.
+    ///
+    /// # Errors
+    /// When images cannot be made there; `done` is what was to be done there (`written`, `created`).
+    pub fn parse(name: &str, done: &str) -> Result<Self> {
+        match filename::parse(name)? {
+            Filename::Path(path) => Ok(Place::Here(path)),
+            Filename::Protocol { driver, name } => match Remote::parse(driver, &name)? {
+                Some(remote) if super::remote::can_create(&remote) => {
+                    Ok(Place::There(Box::new(remote)))
+                }
+                _ => Err(only_files(done)),
+            },
+            Filename::Json(_) => Err(only_files(done)),
+        }
+    }
+
+    /// The path, or the name that is shown.
+    pub fn name(&self) -> String {
+        match self {
+            Place::Here(path) => path.clone(),
+            Place::There(remote) => remote.shown().name(),
+        }
+    }
+
+    /// Whether it is on this host.
+    pub fn is_here(&self) -> bool {
+        matches!(self, Place::Here(_))
+    }
+}
+
+fn only_files(done: &str) -> Error {
+    Error::unsupported(format!("Only files and block devices can be {done}"))
 }
 
 /// What was found of an earlier run.
@@ -87,6 +138,7 @@ pub struct Output {
     cache: CacheMode,
     overwrite: Overwrite,
     secrets: Secrets,
+    elsewhere: Option<Box<Remote>>,
     files: Mutex<Vec<NewFile>>,
     /// Parts stay when there is no commit.
     kept: AtomicBool,
@@ -100,9 +152,21 @@ impl Output {
             cache,
             overwrite,
             secrets: Secrets::default(),
+            elsewhere: None,
             files: Mutex::default(),
             kept: AtomicBool::new(false),
         }
+    }
+
+    /// Files for an image at this place.
+    pub fn at(place: &Place, cache: CacheMode, overwrite: Overwrite) -> Self {
+        let elsewhere = match place {
+            Place::Here(_) => None,
+            Place::There(remote) => Some(remote.clone()),
+        };
+        let mut output = Output::new(&place.name(), cache, overwrite);
+        output.elsewhere = elsewhere;
+        output
     }
 
     /// With passphrases for an encrypted image.
@@ -186,7 +250,7 @@ impl Output {
     fn made(&self, reference: Option<&str>) -> Option<Arc<dyn Storage>> {
         let files = self.files();
         let file = files.iter().find(|f| f.reference.as_deref() == reference)?;
-        Some(Arc::clone(&file.storage) as Arc<dyn Storage>)
+        Some(Arc::clone(&file.storage))
     }
 
     /// Makes (or empties) a file.
@@ -207,13 +271,33 @@ impl Output {
         Ok(storage)
     }
 
+    fn make_elsewhere(&self, remote: &Remote, reference: Option<&str>) -> Result<NewFile> {
+        if reference.is_some() {
+            return Err(Error::unsupported("an image of several files cannot be made there"));
+        }
+        let options = FileOptions { writable: true, cache: self.cache };
+        let (storage, making) = super::remote::create(remote, options, self.overwrite)?;
+        Ok(NewFile {
+            reference: None,
+            part: None,
+            path: PathBuf::from(&self.target),
+            storage,
+            elsewhere: Some(making),
+            _replaced: None,
+        })
+    }
+
     fn make_new(&self, reference: Option<&str>, shown: &str, found: Found) -> Result<NewFile> {
+        if let Some(remote) = &self.elsewhere {
+            return self.make_elsewhere(remote, reference);
+        }
         let path = resolve_links(Path::new(shown));
         let new = |part, storage, replaced| NewFile {
             reference: reference.map(str::to_owned),
             part,
             path: path.clone(),
             storage: Arc::new(storage),
+            elsewhere: None,
             _replaced: replaced,
         };
         let old = match std::fs::metadata(&path) {
@@ -397,6 +481,7 @@ impl Drop for Output {
 }
 
 fn remove_parts(files: &[NewFile]) {
+    files.iter().filter_map(|f| f.elsewhere.as_ref()).for_each(|f| f.withdraw());
     for part in files.iter().filter_map(|f| f.part.as_ref()) {
         // Nothing can be done about a file that does not go away.
         let _ = std::fs::remove_file(part);
@@ -416,6 +501,10 @@ fn commit_files(files: &mut [NewFile], durability: Durability) -> Result<()> {
     }
     let mut folders: Vec<PathBuf> = Vec::new();
     for file in files.iter_mut() {
+        if let Some(elsewhere) = &file.elsewhere {
+            elsewhere.publish(durability)?;
+            file.elsewhere = None;
+        }
         let Some(part) = &file.part else { continue };
         // What stands there may have changed since the beginning.
         if let Some(kind) = std::fs::symlink_metadata(&file.path).ok().as_ref().and_then(special) {

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use super::open_request::OpenRequest;
+use super::output::{Durability, Overwrite};
 use crate::Result;
 use crate::opts::filter::Filter;
 use crate::opts::remote::Remote;
@@ -32,8 +33,94 @@ pub(super) fn open(
                 .hint("files on web servers can only be read; convert them to a file"))
         }
         Remote::Http(target) => Ok(Arc::new(HttpStorage::open(target, secrets)?)),
+        #[cfg(feature = "ssh")]
+        Remote::Ssh(target) => Ok(Arc::new(crate::storage::SshStorage::open(target, options)?)),
+        #[cfg(not(feature = "ssh"))]
+        Remote::Ssh(_) => Err(Error::unsupported("this program was built without ssh")
+            .hint("build it with: cargo build --release -p rimg --features ssh")),
+        #[cfg(feature = "rbd")]
+        Remote::Rbd(target) => Ok(Arc::new(crate::storage::RbdStorage::open(target, options)?)),
+        #[cfg(not(feature = "rbd"))]
+        Remote::Rbd(_) => Err(Error::unsupported("this program was built without rbd")
+            .hint("build it with: cargo build --release -p rimg --features rbd")),
         Remote::Fat(target) => Ok(Arc::new(FatStorage::open(target, options)?)),
         Remote::Null(target) => Ok(Arc::new(NullStorage::new(target, options))),
+    }
+}
+
+/// A new file elsewhere, under a temporary name until it is whole.
+pub(super) trait Making: std::fmt::Debug + Send + Sync {
+    /// Gives it its name.
+    ///
+    /// # Errors
+    /// When the other side refuses.
+    fn publish(&self, durability: Durability) -> Result<()>;
+
+    /// Removes it.
+    fn withdraw(&self);
+}
+
+#[cfg(feature = "ssh")]
+impl Making for crate::storage::SshStorage {
+    fn publish(&self, durability: Durability) -> Result<()> {
+        use crate::storage::ssh::OnDisk;
+        self.publish(match durability {
+            Durability::Synced => OnDisk::Yes,
+            Durability::Fast => OnDisk::Later,
+        })
+    }
+
+    fn withdraw(&self) {
+        self.withdraw();
+    }
+}
+
+#[cfg(feature = "rbd")]
+impl Making for crate::storage::RbdStorage {
+    fn publish(&self, _durability: Durability) -> Result<()> {
+        self.publish()
+    }
+
+    fn withdraw(&self) {
+        self.withdraw();
+    }
+}
+
+/// A file that is being made elsewhere: its bytes, and its name.
+pub(super) type Made = (Arc<dyn Storage>, Arc<dyn Making>);
+
+/// Whether files can be made there.
+pub(super) fn can_create(remote: &Remote) -> bool {
+    (cfg!(feature = "ssh") && matches!(remote, Remote::Ssh(_)))
+        || (cfg!(feature = "rbd") && matches!(remote, Remote::Rbd(_)))
+}
+
+/// Makes a file there.
+///
+/// # Errors
+/// When that is not possible, or it must not replace what is there.
+#[cfg_attr(not(feature = "ssh"), allow(unused_variables))]
+pub(super) fn create(remote: &Remote, options: FileOptions, overwrite: Overwrite) -> Result<Made> {
+    match remote {
+        #[cfg(feature = "ssh")]
+        Remote::Ssh(target) => {
+            use crate::storage::ssh::{Existing, SshStorage};
+            let existing = match overwrite {
+                Overwrite::Allow => Existing::Replaced,
+                Overwrite::Refuse => Existing::Kept,
+            };
+            let made = Arc::new(SshStorage::create(target, options, existing)?);
+            Ok((Arc::clone(&made) as _, made))
+        }
+        #[cfg(feature = "rbd")]
+        Remote::Rbd(target) => {
+            let made = Arc::new(crate::storage::RbdStorage::create(target, options)?);
+            Ok((Arc::clone(&made) as _, made))
+        }
+        other => Err(Error::unsupported(format!(
+            "Protocol '{}' does not support image creation",
+            other.driver()
+        ))),
     }
 }
 

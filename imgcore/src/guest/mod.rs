@@ -4,7 +4,8 @@
 //! reads; [`parts::Layout`] finds partitions and logical volumes on it; each of them is a [`Volume`],
 //! whose bytes are read through its mapping and whose ranges can be told as ranges of the disk.
 //! [`content`] says what a volume holds, [`free`] which of its bytes hold nothing, [`files`] reads files
-//! and folders of it.
+//! and folders of it; both with what `ext`, `xfs`, `btrfs`, `ntfs`, `fat`, `exfat`, `iso` and `swap` know of one
+//! kind of volume each.
 //!
 //! ```no_run
 //! # fn main() -> imgcore::Result<()> {
@@ -26,18 +27,28 @@
 //! says where. Offsets and lengths are bytes unless they are said to be sectors.
 
 pub mod boot;
+mod btrfs;
 pub mod content;
 pub mod disk;
+mod exfat;
+mod ext;
+mod fat;
 mod fields;
 pub mod files;
 pub mod free;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
+mod iso;
 pub mod linux;
+mod ntfs;
 pub mod parts;
+mod swap;
 pub mod system;
 #[cfg(test)]
 mod testing;
 mod volume;
 pub mod windows;
+mod xfs;
 
 pub use disk::{GuestDisk, Source};
 pub use volume::{DiskRange, Origin, Segment, Volume};

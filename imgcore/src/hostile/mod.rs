@@ -41,10 +41,11 @@ const ROOM: u64 = 12 << 20;
 const LINE: usize = 64;
 
 /// A fuzzer's input, taken from the front; zeroes when it ends.
-struct Input<'a>(&'a [u8]);
+pub(crate) struct Input<'a>(pub(crate) &'a [u8]);
 
 impl Input<'_> {
-    fn take(&mut self, n: usize) -> u64 {
+    /// The next `n` bytes, at most eight, as a number.
+    pub(crate) fn take(&mut self, n: usize) -> u64 {
         let (now, rest) = self.0.split_at(n.min(self.0.len()));
         self.0 = rest;
         now.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
@@ -170,7 +171,7 @@ fn open<S: Storage + 'static>(
     })
 }
 
-fn image_node(image: Box<dyn Image>, access: Access) -> Node {
+pub(crate) fn image_node(image: Box<dyn Image>, access: Access) -> Node {
     Node::new("image", image, None, access)
 }
 

@@ -14,8 +14,7 @@ use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
 use crate::graph::gate::combine;
 use crate::graph::open::{OpenOptions, OpenRequest, Purpose, Sharing, open};
-use crate::graph::output::{Durability, Output, Overwrite};
-use crate::opts::filename::{self, Filename};
+use crate::graph::output::{Durability, Output, Overwrite, Place};
 use crate::storage::CacheMode;
 use crate::{Error, Result};
 
@@ -54,7 +53,7 @@ pub struct CreateImageOptions {
 #[derive(Debug)]
 pub struct Plan {
     line: String,
-    path: String,
+    place: Place,
     shown: String,
     driver: &'static str,
     size: u64,
@@ -83,7 +82,7 @@ impl Plan {
             return Err(error);
         }
         let output =
-            Output::new(&self.path, CacheMode::Writeback, self.overwrite).with_secrets(job.secrets);
+            Output::at(&self.place, CacheMode::Writeback, self.overwrite).with_secrets(job.secrets);
         let new = NewImage {
             driver: find_driver(self.driver)?,
             size: self.size,
@@ -184,9 +183,8 @@ pub(super) fn key_options(options: &CreateOptions) -> Vec<(String, String)> {
 
 fn plan_inner(wish: CreateImageOptions, job: &Job<'_>) -> Result<Plan> {
     let driver = find_driver(&wish.driver)?;
-    let Filename::Path(path) = filename::parse(&wish.filename)? else {
-        return Err(Error::unsupported("Only files and block devices can be created"));
-    };
+    let place = Place::parse(&wish.filename, "created")?;
+    let path = place.name();
     let mut options = parse_options(driver, &wish.options)?;
     if wish.size.is_some() && options.get("size").is_some() {
         return Err(Error::invalid("The image size must be specified only once"));
@@ -210,6 +208,11 @@ fn plan_inner(wish: CreateImageOptions, job: &Job<'_>) -> Result<Plan> {
     });
     let mut size = wish.size.or(options.number("size"));
     let backing_node = match &backing {
+        Some(_) if !place.is_here() => {
+            return Err(Error::unsupported(
+                "An image with a backing file can only be created on this host",
+            ));
+        }
         Some(backing) => {
             let node = look_at_backing(backing, &path, wish.backing_check, job)?;
             size = size.or_else(|| node.as_ref().map(|n| n.virtual_size()));
@@ -232,7 +235,7 @@ fn plan_inner(wish: CreateImageOptions, job: &Job<'_>) -> Result<Plan> {
     );
     Ok(Plan {
         line,
-        path,
+        place,
         shown: wish.filename,
         driver: name,
         size,

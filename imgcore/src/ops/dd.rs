@@ -6,10 +6,10 @@
 use super::convert::Overwrite;
 use super::create::{find_driver, set_size};
 use super::{ImageArg, Job};
-use crate::format::{CreateOptions, check_cancelled};
+use crate::format::{CreateOptions, Driver, check_cancelled};
 use crate::graph::create::{NewImage, create};
-use crate::graph::open::{OpenOptions, Purpose};
-use crate::graph::output::{Durability, Output};
+use crate::graph::open::{OpenOptions, OpenRequest, Purpose, open};
+use crate::graph::output::{Durability, Output, Place};
 use crate::num::{len_u64, small};
 use crate::opts::filename::{self, Filename};
 use crate::storage::CacheMode;
@@ -55,9 +55,13 @@ impl DdOptions {
 /// Copies.
 pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
     let driver = find_driver(&options.output_driver)?;
-    let Filename::Path(path) = filename::parse(&options.output)? else {
-        return Err(Error::unsupported("Only files and block devices can be written")
-            .context(options.output.clone()));
+    let export = export(options, driver)?;
+    let place = match &export {
+        Some(_) => None,
+        None => Some(
+            Place::parse(&options.output, "written")
+                .map_err(|e| e.context(options.output.clone()))?,
+        ),
     };
     let mut how = options.input.options(job);
     how.purpose = Purpose::Source;
@@ -75,19 +79,36 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
     let size = end - start;
     let failed =
         |e: Error| e.context(format!("{}: error while creating output image", options.output));
-    let mut create_options = CreateOptions::default();
-    set_size(&mut create_options, size);
-    driver.resolve_options(&mut create_options, size).map_err(failed)?;
-    let output = Output::new(&path, CacheMode::Writeback, options.overwrite);
-    if path.is_empty() {
-        return Err(failed(Error::errno(libc::ENOENT).context("Could not create ''")));
-    }
-    crate::graph::output_space::ensure_space(&options.output, &output.folder(), size)?;
-    let new =
-        NewImage { driver, size, options: &create_options, backing: None, backing_image: None };
-    create(&new, &output).map_err(failed)?;
-    let how = OpenOptions { purpose: Purpose::Scratch, ..OpenOptions::default() }.writable();
-    let target = output.open_image(driver, &how, &[])?;
+    let mut output = None;
+    let target = match (export, place) {
+        (Some(request), _) => {
+            let target = open(&request, &OpenOptions::default().writable())?;
+            if target.virtual_size() < size {
+                return Err(Error::invalid(format!(
+                    "the output has {} bytes, {size} are needed",
+                    target.virtual_size()
+                ))
+                .context(options.output.clone()));
+            }
+            target
+        }
+        (None, Some(place)) => {
+            if place.name().is_empty() {
+                return Err(failed(Error::errno(libc::ENOENT).context("Could not create ''")));
+            }
+            let new = Output::at(&place, CacheMode::Writeback, options.overwrite);
+            if place.is_here() {
+                crate::graph::output_space::ensure_space(&options.output, &new.folder(), size)?;
+            }
+            fill_output(&new, driver, size).map_err(failed)?;
+            let how =
+                OpenOptions { purpose: Purpose::Scratch, ..OpenOptions::default() }.writable();
+            let target = new.open_image(driver, &how, &[])?;
+            output = Some(new);
+            target
+        }
+        (None, None) => return Err(Error::invalid("no output was named")),
+    };
     let mut buf = vec![0u8; PIECE];
     let mut done = 0;
     while done < size {
@@ -103,6 +124,33 @@ pub fn dd(options: &DdOptions, job: &Job<'_>) -> Result<()> {
         job.watcher.progress(done, size);
     }
     target.close()?;
-    drop(target);
-    output.commit(Durability::Synced)
+    match output {
+        Some(output) => {
+            drop(target);
+            output.commit(Durability::Synced)
+        }
+        None => target.image().storages().iter().try_for_each(|s| s.flush()),
+    }
+}
+
+/// An export is there already, and nothing can be created in it: its bytes are written.
+fn export(options: &DdOptions, driver: &dyn Driver) -> Result<Option<OpenRequest>> {
+    let Filename::Protocol { driver: "nbd", .. } = filename::parse(&options.output)? else {
+        return Ok(None);
+    };
+    if driver.name() != "raw" {
+        return Err(Error::unsupported("An NBD export can only be written as raw")
+            .context(options.output.clone())
+            .hint("create the image in a file and copy that into the export"));
+    }
+    OpenRequest::parse(&options.output, Some("raw")).map(Some)
+}
+
+/// Makes an empty image of this size.
+fn fill_output(output: &Output, driver: &'static dyn Driver, size: u64) -> Result<()> {
+    let mut wishes = CreateOptions::default();
+    set_size(&mut wishes, size);
+    driver.resolve_options(&mut wishes, size)?;
+    let new = NewImage { driver, size, options: &wishes, backing: None, backing_image: None };
+    create(&new, output)
 }

@@ -210,11 +210,14 @@ fn hidden(text: &str) -> Hidden {
 pub fn without_credentials(text: &str) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
     let mut from = 0;
-    while let Some(at) = text[from..].find("://") {
-        let start = from + at + 3;
+    while let Some(at) = text[from..].find("://").map(|at| from + at) {
+        let start = at + 3;
         let end =
             text[start..].find(['/', '?', '#', '"', ',', ' ']).map_or(text.len(), |n| start + n);
-        if let Some(host) = text[start..end].rfind('@') {
+        // A name alone is part of where a file on a host reached by ssh is, and no secret.
+        let name_only = |user: &str| text[..at].ends_with("ssh") && !user.contains(':');
+        let host = text[start..end].rfind('@').filter(|at| !name_only(&text[start..start + at]));
+        if let Some(host) = host {
             text.to_mut().replace_range(start..=start + host, "");
         }
         from = start;
@@ -316,6 +319,8 @@ mod tests {
         for (text, wanted) in [
             ("a.qcow2", "a.qcow2"),
             ("http://h/x@y", "http://h/x@y"),
+            ("ssh://me@h/x", "ssh://me@h/x"),
+            ("ssh://me:word@h/x", "ssh://h/x"),
             ("http://u:p@h/x", "http://h/x"),
             (
                 "driver=http,url=http://u:p@h/x,cookie=a,,b,timeout=1",

@@ -6,6 +6,8 @@ use super::filter::Shown;
 use super::http::HttpTarget;
 use super::nbd::NbdTarget;
 use super::null::NullTarget;
+use super::rbd::RbdTarget;
+use super::ssh::SshTarget;
 use super::tree::Scalar;
 
 /// The bytes of an image that are not in a file of this host.
@@ -15,6 +17,10 @@ pub enum Remote {
     Nbd(NbdTarget),
     /// A file on a web server.
     Http(HttpTarget),
+    /// A file on a host reached by ssh.
+    Ssh(SshTarget),
+    /// An image of a Ceph cluster.
+    Rbd(RbdTarget),
     /// Nothing.
     Null(NullTarget),
     /// A folder as a FAT disk.
@@ -24,7 +30,10 @@ pub enum Remote {
 impl Remote {
     /// Whether there is such a driver here.
     pub fn is_driver(driver: &str) -> bool {
-        matches!(driver, "nbd" | "http" | "https" | "null-co" | "null-aio" | "vvfat")
+        matches!(
+            driver,
+            "nbd" | "http" | "https" | "ssh" | "rbd" | "null-co" | "null-aio" | "vvfat"
+        )
     }
 
     /// From a file name with the driver's prefix. `None`: no such driver here.
@@ -32,6 +41,8 @@ impl Remote {
         Ok(Some(match driver {
             "nbd" => Remote::Nbd(NbdTarget::parse(name)?),
             "http" | "https" => Remote::Http(HttpTarget::parse(name)?),
+            "ssh" => Remote::Ssh(SshTarget::parse(name)?),
+            "rbd" => Remote::Rbd(RbdTarget::parse(name)?),
             "null-co" | "null-aio" => Remote::Null(NullTarget::parse(driver, name)?),
             "vvfat" => Remote::Fat(FatTarget::parse(name)?),
             _ => return Ok(None),
@@ -49,6 +60,8 @@ impl Remote {
         Ok(Some(match driver {
             "nbd" => Remote::Nbd(NbdTarget::from_options(filename, &text)?),
             "http" | "https" => Remote::Http(HttpTarget::from_options(driver, filename, &text)?),
+            "ssh" => Remote::Ssh(SshTarget::from_options(filename, &text)?),
+            "rbd" => Remote::Rbd(RbdTarget::from_options(filename, &text)?),
             "null-co" | "null-aio" => {
                 Remote::Null(NullTarget::from_options(driver, filename, options)?)
             }
@@ -65,6 +78,8 @@ impl Remote {
         match self {
             Remote::Nbd(_) => "nbd",
             Remote::Http(target) => target.driver(),
+            Remote::Ssh(_) => "ssh",
+            Remote::Rbd(_) => "rbd",
             Remote::Null(target) => target.driver,
             Remote::Fat(_) => "vvfat",
         }
@@ -75,6 +90,8 @@ impl Remote {
         match self {
             Remote::Nbd(target) => Shown::Plain(target.uri()),
             Remote::Http(target) => Shown::Plain(target.url.clone()),
+            Remote::Ssh(target) => Shown::Plain(target.url()),
+            Remote::Rbd(target) => Shown::Plain(target.name()),
             Remote::Null(target) => target.shown(),
             Remote::Fat(target) => target.shown(),
         }

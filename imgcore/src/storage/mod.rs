@@ -1,4 +1,5 @@
-//! Where bytes live: files, block devices, memory, exports of NBD servers, files of web servers.
+//! Where bytes live: files, block devices, memory, exports of NBD servers, files of web
+//! servers, files of hosts reached by ssh, images of Ceph clusters.
 //!
 //! A [`Storage`] is a flat run of bytes with positional, thread-safe access. Reading past the end
 //! gives zeroes (QEMU's protocol layer does the same, and images end with short clusters because of
@@ -20,9 +21,13 @@ pub mod http;
 pub mod lock;
 mod memory;
 pub mod nbd;
+#[cfg(feature = "rbd")]
+pub mod rbd;
 pub mod secret;
 mod slice;
 pub mod sparse;
+#[cfg(feature = "ssh")]
+pub mod ssh;
 pub mod zero;
 
 use crate::Result;
@@ -32,7 +37,11 @@ pub use file::{AlignedBuf, CacheMode, FileOptions, FileStorage};
 pub use http::HttpStorage;
 pub use memory::MemoryStorage;
 pub use nbd::NbdStorage;
+#[cfg(feature = "rbd")]
+pub use rbd::RbdStorage;
 pub use slice::SliceStorage;
+#[cfg(feature = "ssh")]
+pub use ssh::SshStorage;
 
 /// How the bytes of a new length come to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

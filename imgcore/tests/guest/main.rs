@@ -7,6 +7,7 @@ mod ext;
 mod fat;
 mod hostile;
 mod iso;
+mod kernel;
 mod maker;
 mod ntfs;
 mod xfs;

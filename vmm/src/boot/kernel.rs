@@ -1,23 +1,12 @@
 //! Kernels, initial ramdisks and command lines: from files into guest memory.
 //!
-//! Files are mapped and copied straight into guest memory. Their headers are hostile: every length is
-//! checked against the file and the guest's memory before anything is copied.
-//!
-//! The guest's memory is a copy, not the mapping itself, so that a kernel that is replaced on disk later does not
-//! change under a running guest.
+//! Headers are hostile: every length is checked against the file and the guest's memory before anything is copied.
 
-use std::cell::OnceCell;
-use std::fs::File;
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, MmapRegion,
-    VolatileMemory,
-};
+use vm_memory::{Bytes, GuestAddress};
 
+use super::source::Source;
 use super::{CMDLINE, CMDLINE_MAX};
 use crate::mem::{Memory, layout};
 use crate::num::{get_le, index, len_u64};
@@ -67,113 +56,6 @@ pub struct Initrd {
     pub address: u64,
     /// Bytes.
     pub len: u64,
-}
-
-/// A file and its name for messages.
-struct Source {
-    file: File,
-    len: u64,
-    path: String,
-    /// All of it, once it was wanted.
-    mapping: OnceCell<Option<MmapRegion>>,
-}
-
-impl Source {
-    fn open(path: &Path, what: &str) -> Result<Self> {
-        let shown = path.display().to_string();
-        let explain = |e: std::io::Error| {
-            Error::io(&e).context(format!("could not open {what} '{shown}'")).at_path(&shown)
-        };
-        let file = File::open(path).map_err(explain)?;
-        let meta = file.metadata().map_err(explain)?;
-        if !meta.is_file() {
-            return Err(Error::invalid(format!("{what} '{shown}' is not a file")).at_path(&shown));
-        }
-        Ok(Source { file, len: meta.len(), path: shown, mapping: OnceCell::new() })
-    }
-
-    fn bytes(&self, at: u64, len: usize) -> Result<Vec<u8>> {
-        let mut buf = vec![0; len];
-        self.file.read_exact_at(&mut buf, at).map_err(|e| self.explain(&e, at))?;
-        Ok(buf)
-    }
-
-    fn explain(&self, e: &std::io::Error, at: u64) -> Error {
-        Error::io(e)
-            .context(format!("cannot read '{}'", self.path))
-            .at_path(&self.path)
-            .at_offset(at)
-    }
-
-    fn corrupt(&self, at: u64, what: impl Into<String>) -> Error {
-        Error::corrupt(format!("kernel '{}': {}", self.path, what.into()))
-            .at_path(&self.path)
-            .at_offset(at)
-    }
-
-    /// Copies part of the file to guest memory.
-    fn load(&mut self, memory: &Memory, at: u64, len: u64, to: u64) -> Result<()> {
-        if at.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(self.corrupt(at, format!("{len} bytes at {at:#x} are beyond its end")));
-        }
-        let done = match self.mapping() {
-            Some(mapping) => copy(mapping, index(at), memory, to, index(len)),
-            None => {
-                self.file.seek(SeekFrom::Start(at)).map_err(|e| self.explain(&e, at))?;
-                memory.read_exact_volatile_from(GuestAddress(to), &mut self.file, index(len))
-            }
-        };
-        done.map_err(|e| {
-            Error::invalid(format!(
-                "'{}' does not fit into guest memory at {to:#x}: {e}",
-                self.path
-            ))
-            .at_path(&self.path)
-            .hint("Give the guest more memory (-m)")
-        })
-    }
-
-    /// All of the file; nothing for files that cannot be mapped.
-    fn mapping(&self) -> Option<&MmapRegion> {
-        let make = || {
-            let file = FileOffset::new(self.file.try_clone().ok()?, 0);
-            MmapRegionBuilder::new(index(self.len))
-                .with_file_offset(file)
-                .with_mmap_prot(libc::PROT_READ)
-                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_POPULATE | libc::MAP_NORESERVE)
-                .build()
-                .ok()
-        };
-        self.mapping.get_or_init(make).as_ref()
-    }
-}
-
-/// Copies bytes of a mapped file.
-///
-/// `read` is slower where string instructions are: an emulated processor, as that of a nested host, does `rep movsb`
-/// byte by byte. The C library takes vector registers for pieces of this size.
-fn copy(
-    from: &MmapRegion,
-    at: usize,
-    memory: &Memory,
-    to: u64,
-    len: usize,
-) -> std::result::Result<(), GuestMemoryError> {
-    const PIECE: usize = 2048;
-    let source = from.get_slice(at, len)?;
-    let mut done = 0;
-    for target in memory.get_slices(GuestAddress(to), len) {
-        let target = target?;
-        let end = done + target.len();
-        let mut inside = 0;
-        while done < end {
-            let piece = PIECE.min(end - done);
-            source.subslice(done, piece)?.copy_to_volatile_slice(target.subslice(inside, piece)?);
-            done += piece;
-            inside += piece;
-        }
-    }
-    Ok(())
 }
 
 /// Loads the kernel.

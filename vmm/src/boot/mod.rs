@@ -19,6 +19,7 @@ pub mod linux;
 pub mod pvh;
 pub mod registers;
 pub mod smbios;
+mod source;
 
 /// PVH start info, modules and memory map.
 pub const PVH_INFO: u64 = 0x6000;

@@ -13,6 +13,7 @@ pub mod boot;
 pub mod build;
 pub mod config;
 pub mod events;
+mod own_code;
 pub mod parts;
 pub mod run;
 pub mod steer;

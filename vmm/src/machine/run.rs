@@ -26,6 +26,7 @@ use std::time::Duration;
 use super::boot;
 use super::config::{MachineConfig, OnPanic, OnPowerOff, OnReset};
 use super::events::{Command, Event, Handle};
+use super::own_code;
 use super::parts::Parts;
 use super::timer::RtcTimer;
 use crate::block::disk::{ErrorAction, IoError};
@@ -143,6 +144,7 @@ impl Machine {
     }
 
     fn serve(&mut self) -> Result<Exit> {
+        own_code::give_back();
         loop {
             if let Some(exit) = self.ending {
                 return Ok(exit);

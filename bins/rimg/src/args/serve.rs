@@ -13,7 +13,8 @@ pub const SERVE: Command = Command {
         clients: the kernel's nbd-client, nbdcopy, QEMU, rimg itself. Clients may write to it \
         unless -r or -l is given. There is no encryption and no password: whoever reaches the address \
         has the disk, so it is the loopback address unless -b names another, and a UNIX socket (-k) is \
-        safer still. SIGTERM and SIGINT end the server; the image is then flushed and closed.",
+        safer still. A socket that systemd or libnbd has opened (LISTEN_FDS) is taken instead of one of our \
+        own. SIGTERM and SIGINT end the server; the image is then flushed and closed.",
     positionals: &[IMAGE],
     opts: &[
         HELP,
@@ -71,6 +72,10 @@ pub const SERVE: Command = Command {
             "In the background",
         ),
         ("rimg serve -p 0 disk.vmdk", "Any free port; it is printed"),
+        (
+            "nbdcopy -- [ rimg serve -r disk.vmdk ] disk.raw",
+            "Started by its client, and ended with it",
+        ),
     ],
     exit_codes: &[],
 };

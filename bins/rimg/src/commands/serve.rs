@@ -20,6 +20,7 @@ use imgcore::opts::nbd::{NbdServer, NbdTarget};
 use imgcore::opts::size;
 use imgcore::storage::CacheMode;
 
+use crate::activation;
 use crate::args::getopt::{Given, Parser};
 use crate::common::{Common, cache_mode};
 use crate::failure::Failure;
@@ -163,6 +164,19 @@ impl Wish {
 
     /// Which options go together.
     fn check(&self) -> Result<(), Failure> {
+        if activation::is_wanted() {
+            let named = [
+                ("--socket", self.socket.is_some()),
+                ("--bind", self.bind.is_some()),
+                ("--port", self.port.is_some()),
+                ("--fork", self.fork),
+            ];
+            if let Some((option, _)) = named.iter().find(|(_, given)| *given) {
+                return Err(Failure::new(format!(
+                    "{option} can't be set when using socket activation (LISTEN_FDS)"
+                )));
+            }
+        }
         if self.socket.is_some() && (self.bind.is_some() || self.port.is_some()) {
             return Err(Failure::new("--socket excludes --bind and --port"));
         }
@@ -178,6 +192,7 @@ impl Wish {
     /// Opens the socket, and says where clients find the export.
     fn listen(&self) -> Result<(Listener, NbdTarget), Failure> {
         let (listener, server) = match &self.socket {
+            _ if activation::is_wanted() => activation::take()?,
             Some(path) => {
                 let listener = listen_at(path).map_err(|e| {
                     Failure::new(format!("Failed to bind socket to {path}: {}", plain(&e)))

@@ -54,6 +54,8 @@ fn is_protocol(format: &str) -> bool {
             | "nbd"
             | "http"
             | "https"
+            | "ssh"
+            | "rbd"
             | "null-co"
             | "null-aio"
             | "vvfat"

@@ -154,6 +154,7 @@ const OLD: &[libc::c_long] = &[
     libc::SYS_dup2,
     libc::SYS_pipe,
     libc::SYS_select,
+    libc::SYS_epoll_create,
     libc::SYS_epoll_wait,
     libc::SYS_time,
     libc::SYS_arch_prctl,

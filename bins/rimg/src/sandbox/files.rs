@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use imgcore::graph::gate::folder_of;
 use imgcore::graph::open::{BackingChoice, OpenRequest};
 use imgcore::opts::filter::Filter;
+use imgcore::opts::rbd::RbdTarget;
 use imgcore::opts::remote::Remote;
 use imgcore::storage::culprit;
 use landlock::{
@@ -87,6 +88,29 @@ impl Plan {
         self.network = Network::Yes;
     }
 
+    /// Hosts may be reached by ssh: known hosts and keys are read besides.
+    pub fn use_ssh(&mut self) {
+        self.use_network();
+        #[cfg(feature = "ssh")]
+        for file in imgcore::storage::ssh::user::files() {
+            self.add(file, Right::Read);
+        }
+    }
+
+    /// A Ceph cluster is used: its configuration and keyrings are read besides.
+    fn use_rbd(&mut self, target: &RbdTarget) {
+        self.use_network();
+        self.read_folder(Path::new("/etc/ceph"));
+        if let Some(conf) = target.conf.as_deref().filter(|conf| !conf.is_empty()) {
+            self.place(Path::new(conf), Right::Read);
+        }
+        for (key, value) in &target.settings {
+            if key == "keyring" {
+                self.place(Path::new(value), Right::Read);
+            }
+        }
+    }
+
     /// Whether they are.
     pub fn network(&self) -> Network {
         self.network
@@ -165,6 +189,8 @@ impl Plan {
             Some(Remote::Fat(target)) => self.read_folder(Path::new(&target.dir)),
             Some(Remote::Null(_)) => {}
             Some(Remote::Nbd(_) | Remote::Http(_)) => self.use_network(),
+            Some(Remote::Ssh(_)) => self.use_ssh(),
+            Some(Remote::Rbd(target)) => self.use_rbd(target),
             None if request.filename.is_empty() => {}
             None => self.place(Path::new(&request.filename), right),
         }

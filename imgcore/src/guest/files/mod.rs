@@ -5,39 +5,33 @@
 //! number ([`FileId`]) and follows no links. [`Tree`] puts several of them together as a system would
 //! mount them, walks paths, and follows symbolic links inside of it, never outside.
 //!
-//! | kind | reader | notes |
-//! | --- | --- | --- |
-//! | ext2, ext3, ext4 | [`ext`] | the journal is played back in memory; inline data, `meta_bg` |
-//! | XFS | [`xfs`] | versions 4 and 5; the log is not played back |
-//! | btrfs | [`btrfs`] | one device; subvolumes; zlib, LZO, zstd |
-//! | FAT12, FAT16, FAT32 | [`fat`] | long names |
-//! | NTFS | [`ntfs`] | packed files (LZNT1), attribute lists |
-//! | ISO 9660 | [`iso`] | Rock Ridge, Joliet |
+//! | kind | notes |
+//! | --- | --- |
+//! | ext2, ext3, ext4 | the journal is played back in memory; inline data, `meta_bg` |
+//! | XFS | versions 4 and 5; the log is not played back |
+//! | btrfs | one device; subvolumes; zlib, LZO, zstd |
+//! | FAT12, FAT16, FAT32 | long names |
+//! | NTFS | packed files (LZNT1), attribute lists |
+//! | ISO 9660 | Rock Ridge, Joliet |
+//!
+//! The readers themselves stand in a folder for each file system (`guest/ext`, `guest/xfs`, ...), beside those
+//! that find its free space ([`super::free`]): both read the same structures with the same code.
 //!
 //! Every reader is written for hostile bytes: offsets are checked, memory is bounded by what the caller
-//! asks for and by constants, and time by the [`Budget`] that all reads are charged to. The crates that
-//! exist for these formats were looked at and not taken: `ext4-view` walks extent trees whose nodes may
-//! all point to one another's children, in time that nothing bounds, and allocates blocks of any size the
-//! superblock names; `fatfs` wants to write; `ntfs` does not bound its walks either; nothing reads XFS or
-//! btrfs from an image.
+//! asks for and by constants, and time by the [`Budget`] that all reads are charged to. There are crates for
+//! single formats (`ext4-view`, `fatfs`, `ntfs`); none of them tells free space as well, which wants the same
+//! structures with stricter checks, and crates.io's `xfs` (statistics) and `btrfs` (system calls) read no images.
 
-pub mod btrfs;
-pub mod ext;
-pub mod fat;
-pub(crate) mod field;
-pub mod iso;
 pub mod names;
-pub mod ntfs;
 mod reader;
 mod tree;
-pub mod xfs;
 
 pub use reader::{Budget, VolumeReader};
 pub use tree::{Found, Tree};
 
 use serde::Serialize;
 
-use super::Volume;
+use super::{Volume, btrfs, ext, fat, iso, ntfs, xfs};
 use crate::{Error, ErrorKind, Result};
 
 /// What a volume is formatted as.
@@ -115,6 +109,18 @@ pub enum FileKind {
     Link,
     /// A device, a pipe, a socket.
     Other,
+}
+
+impl FileKind {
+    /// By the type in POSIX's `st_mode`.
+    pub(crate) fn of_mode(mode: u32) -> Self {
+        match mode & 0xf000 {
+            0x4000 => FileKind::Folder,
+            0x8000 => FileKind::File,
+            0xa000 => FileKind::Link,
+            _ => FileKind::Other,
+        }
+    }
 }
 
 /// A file's kind and size.

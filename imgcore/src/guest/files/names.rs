@@ -2,9 +2,9 @@
 //! holds is [`content`](crate::guest::content)'s matter.
 
 use super::VolumeReader;
-use super::field::{Fields, utf16};
 use crate::Result;
 use crate::guest::content::Content;
+use crate::guest::fields::{Fields, utf16};
 
 /// A name and a UUID, each where there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -16,6 +16,8 @@ use crate::{Error, ErrorKind, Result};
 const CHUNK: u64 = 64 << 10;
 /// Entries: 8 MiB a volume.
 const CHUNKS: usize = 128;
+/// A hundred times what a large system needs, and seconds at most.
+const DEFAULT: u64 = 8 << 30;
 /// What a read costs at least, in bytes.
 const MINIMUM: u64 = 256;
 
@@ -27,6 +29,16 @@ impl Budget {
     /// So many bytes.
     pub fn new(bytes: u64) -> Self {
         Budget(Arc::new(AtomicU64::new(bytes)))
+    }
+
+    /// What looking at a disk may cost: some times its length, and never more than by default.
+    pub(crate) fn of_disk(len: u64) -> Self {
+        Budget::new(len.saturating_mul(16).saturating_add(256 << 20).min(DEFAULT))
+    }
+
+    /// What reading all metadata of a volume may cost: some times its length.
+    pub(crate) fn of_metadata(len: u64) -> Self {
+        Budget::new(len.saturating_mul(8).saturating_add(32 << 20))
     }
 
     /// Takes `bytes` off.
@@ -48,9 +60,8 @@ impl Budget {
 }
 
 impl Default for Budget {
-    /// 8 GiB: a hundred times what a large system needs, and seconds at most.
     fn default() -> Self {
-        Budget::new(8 << 30)
+        Budget::new(DEFAULT)
     }
 }
 
@@ -127,6 +138,8 @@ impl VolumeReader {
             out.copy_from_slice(&chunk[offset..offset + out.len()]);
             return Ok(());
         }
+        // What the image is asked for costs as much as it is, however little of it was wanted.
+        self.budget.charge(CHUNK)?;
         let mut chunk = vec![0; small(CHUNK.min(self.size() - start))].into_boxed_slice();
         self.volume.read_at(start, &mut chunk)?;
         out.copy_from_slice(&chunk[offset..offset + out.len()]);
@@ -171,8 +184,16 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_here_and_there_costs_what_is_read() {
+        let source =
+            VolumeReader::new(volume(vec![0; 40 << 16]), Budget::new(10 * (CHUNK + MINIMUM)));
+        let places = (0..40).map(|i| i * CHUNK);
+        assert_eq!(places.take_while(|at| source.read_at(*at, &mut [0]).is_ok()).count(), 10);
+    }
+
+    #[test]
     fn a_loop_of_reads_ends() {
-        let source = VolumeReader::new(volume(vec![0; 10]), Budget::new(1000 * MINIMUM));
+        let source = VolumeReader::new(volume(vec![0; 10]), Budget::new(CHUNK + 1000 * MINIMUM));
         let mut reads = 0;
         while source.read_at(0, &mut [0; 1]).is_ok() {
             reads += 1;

@@ -5,7 +5,7 @@ use crate::num::{len_u64, round_down, round_up, small};
 
 /// The runs of zero bits among the first `bits` of a bitmap, as ranges of units that begin at `base` (in
 /// units), `unit` bytes each.
-pub(super) fn free_runs(bytes: &[u8], bits: u64, base: u64, unit: u64) -> Vec<FreeRange> {
+pub(in crate::guest) fn free_runs(bytes: &[u8], bits: u64, base: u64, unit: u64) -> Vec<FreeRange> {
     let mut runs = Vec::new();
     let mut open: Option<u64> = None;
     let mut close = |open: &mut Option<u64>, end: u64| {
@@ -41,7 +41,7 @@ pub(super) fn free_runs(bytes: &[u8], bits: u64, base: u64, unit: u64) -> Vec<Fr
 }
 
 /// Zero bits among the first `bits`.
-pub(super) fn count_free(bytes: &[u8], bits: u64) -> u64 {
+pub(in crate::guest) fn count_free(bytes: &[u8], bits: u64) -> u64 {
     let whole = small(bits / 8).min(bytes.len());
     let (head, tail) = bytes.split_at(whole);
     let mut free: u64 = head.iter().map(|b| u64::from(b.count_zeros())).sum();
@@ -53,7 +53,7 @@ pub(super) fn count_free(bytes: &[u8], bits: u64) -> u64 {
 }
 
 /// Whether all bits of a range are set; bits beyond the bitmap count as not set.
-pub(super) fn all_used(bytes: &[u8], first: u64, count: u64) -> bool {
+pub(in crate::guest) fn all_used(bytes: &[u8], first: u64, count: u64) -> bool {
     let set = |bit: u64| bytes.get(small(bit / 8)).is_some_and(|b| b >> (bit % 8) & 1 == 1);
     let end = first.saturating_add(count);
     let (head, tail) = (round_up(first, 8).min(end), round_down(end, 8));

@@ -17,22 +17,16 @@
 //!
 //! Blocks that the file system keeps for itself (tables, journals, boot code) are not told as free.
 
-mod bitmap;
-mod btrfs;
-mod exfat;
-mod ext;
-mod fat;
-mod linux_swap;
+pub(super) mod bitmap;
 mod lvm;
-mod ntfs;
 #[cfg(test)]
 mod tests;
-mod xfs;
 
 pub use lvm::unused_extents;
 
 use super::content::{self, Content};
 use super::volume::Volume;
+use super::{btrfs, exfat, ext, fat, ntfs, swap, xfs};
 use crate::{Error, Result};
 
 /// Free bytes of a volume.
@@ -107,13 +101,13 @@ pub fn open(volume: &Volume, found: &[Content]) -> Result<Box<dyn FreeMap>> {
         }
     };
     match content {
-        Content::Ext => Ok(Box::new(ext::Ext::open(volume)?)),
-        Content::Btrfs => Ok(Box::new(btrfs::Btrfs::open(volume)?)),
-        Content::Xfs => Ok(Box::new(xfs::Xfs::open(volume)?)),
-        Content::Ntfs => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
-        Content::Fat => Ok(Box::new(fat::Fat::open(volume)?)),
-        Content::ExFat => Ok(Box::new(exfat::ExFat::open(volume)?)),
-        Content::Swap => Ok(Box::new(linux_swap::Swap::open(volume)?)),
+        Content::Ext => Ok(Box::new(ext::ExtFree::open(volume)?)),
+        Content::Btrfs => Ok(Box::new(btrfs::BtrfsFree::open(volume)?)),
+        Content::Xfs => Ok(Box::new(xfs::XfsFree::open(volume)?)),
+        Content::Ntfs => Ok(Box::new(ntfs::NtfsFree::open(volume)?)),
+        Content::Fat => Ok(Box::new(fat::FatFree::open(volume)?)),
+        Content::ExFat => Ok(Box::new(exfat::ExFatFree::open(volume)?)),
+        Content::Swap => Ok(Box::new(swap::Swap::open(volume)?)),
         Content::Hibernation => Err(Error::unsupported("holds a hibernated system")
             .hint("start the guest and shut it down instead of hibernating it")),
         Content::Luks | Content::BitLocker => Err(Error::unsupported(format!(
@@ -240,6 +234,6 @@ impl Summary {
 }
 
 /// The file system was not left cleanly.
-fn unclean(what: &str, remedy: &str) -> Error {
+pub(super) fn unclean(what: &str, remedy: &str) -> Error {
     Error::unsupported(what).hint(remedy)
 }

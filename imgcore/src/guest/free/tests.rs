@@ -10,6 +10,8 @@ use crate::guest::disk::GuestDisk;
 use crate::guest::fields::Fields;
 use crate::guest::testing::{Sandbox, memory_disk, patched};
 
+mod exfat;
+
 const MIB: u64 = 1 << 20;
 
 /// Fills what is free with rubbish; kind and free bytes.
@@ -407,9 +409,9 @@ fn ntfs() {
 
 /// The first byte of the bitmap's first cluster: the run of `$Bitmap` in record 6.
 fn find_bitmap(bytes: &[u8]) -> usize {
-    let b = Fields::little(bytes);
-    let cluster = usize::from(b.u16(11)) * usize::from(b.u8(13));
-    let mft = usize::try_from(b.u64(48)).unwrap() * cluster;
+    let b = Fields(bytes);
+    let cluster = usize::from(b.le16(11).unwrap()) * usize::from(b.u8(13).unwrap());
+    let mft = usize::try_from(b.le64(48).unwrap()).unwrap() * cluster;
     let record = &bytes[mft + 6 * 1024..mft + 7 * 1024];
     usize::try_from(ntfs::first_cluster(record)).unwrap() * cluster
 }

@@ -7,7 +7,7 @@
 //! The crates for this were not taken: `nt-hive` and `nt_hive2` are under the GPL, `notatin` brings
 //! dozens of dependencies for forensic work.
 
-use crate::guest::files::field::{Fields, utf16};
+use crate::guest::fields::{Fields, utf16};
 use crate::guest::files::{FileId, FileSystem};
 use crate::num::{len_u64, small};
 use crate::{Error, ErrorKind, Result};

@@ -44,8 +44,7 @@ use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
 use crate::graph::gate::{combine, folder_of};
 use crate::graph::open::{OpenOptions, OpenRequest, Purpose, Sharing, open};
-use crate::graph::output::Output;
-use crate::opts::filename::{self, Filename};
+use crate::graph::output::{Output, Place};
 use crate::storage::CacheMode;
 use crate::{Error, Result};
 use copy::{Copy, Counters};
@@ -229,6 +228,7 @@ fn is_block_device(name: &str) -> bool {
 /// A target to be created, all wishes checked.
 struct NewTarget {
     driver: &'static dyn Driver,
+    place: Place,
     path: String,
     shown: String,
     options: CreateOptions,
@@ -246,10 +246,8 @@ fn new_target(
 ) -> Result<NewTarget> {
     let driver = find_driver(driver)?;
     let name = driver.name();
-    let Filename::Path(path) = filename::parse(shown)? else {
-        return Err(Error::unsupported("Only files and block devices can be written")
-            .context(shown.to_owned()));
-    };
+    let place = Place::parse(shown, "written").map_err(|e| e.context(shown.to_owned()))?;
+    let path = place.name();
     let mut create = parse_options(driver, given)?;
     set_size(&mut create, size);
     for (option, value) in
@@ -268,6 +266,11 @@ fn new_target(
         format: create.text("backing_fmt").map(str::to_owned),
     });
     if let Some(backing) = &backing {
+        if !place.is_here() {
+            return Err(Error::unsupported(
+                "An image with a backing file can only be made on this host",
+            ));
+        }
         if sources.len() > 1 {
             return Err(several_with_backing());
         }
@@ -286,7 +289,7 @@ fn new_target(
     if options.bitmaps != Bitmaps::Ignore && !matches!(name, "qcow2") {
         return Err(bitmaps::no_bitmaps(name));
     }
-    Ok(NewTarget { driver, path, shown: shown.to_owned(), options: create, size, backing })
+    Ok(NewTarget { driver, place, path, shown: shown.to_owned(), options: create, size, backing })
 }
 
 /// Creates the target under a temporary name, fills it, and gives it its name.
@@ -308,9 +311,12 @@ fn into_new(
     let (output, at) = match begun.flatten() {
         Some(Begun { output, position }) => (output.with_secrets(job.secrets), Some(position)),
         None => {
-            let output = Output::new(&new.path, options.target_cache, options.overwrite)
+            let output = Output::at(&new.place, options.target_cache, options.overwrite)
                 .with_secrets(job.secrets);
-            space::check(options, &new.shown, &output.folder(), sources, job)?;
+            // How much room there is elsewhere, writing will tell.
+            if new.place.is_here() {
+                space::check(options, &new.shown, &output.folder(), sources, job)?;
+            }
             (output, None)
         }
     };

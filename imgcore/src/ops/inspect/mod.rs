@@ -14,10 +14,13 @@ pub use report::{PartitionReport, TableReport, VolumeReport};
 pub use verdict::{Bus, BusAnswer, Firmware, Level, Outcome, Reason, Starts, Verdict};
 pub use windows::WindowsReport;
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::{ImageArg, Job};
 use crate::Result;
+use crate::graph::Node;
 use crate::graph::open::Purpose;
 use crate::guest::GuestDisk;
 use crate::guest::boot::{self, Boot};
@@ -67,12 +70,17 @@ pub fn inspect(image: &ImageArg, job: &Job<'_>) -> Result<InspectReport> {
     let mut how = image.options(job);
     how.purpose = Purpose::Source;
     let node = image.open(job, &how)?;
+    let budget = Budget::of_disk(node.virtual_size());
+    inspect_node(node, &budget)
+}
+
+/// Inspects a disk that is open, reading no more than the budget allows.
+pub(crate) fn inspect_node(node: Arc<Node>, budget: &Budget) -> Result<InspectReport> {
     let (format, virtual_size) = (node.image().format_name().to_owned(), node.virtual_size());
     let filename = node.name().to_owned();
     let disk = GuestDisk::new(node);
     let layout = Layout::read(&disk, SectorSize::Detect)?;
-    let budget = Budget::default();
-    let volumes = Volumes::open(&layout, &disk, &budget);
+    let volumes = Volumes::open(&layout, &disk, budget);
     let boot = boot::look(&disk, &layout, &volumes);
     let mut systems = Vec::new();
     let mut opinion = None;

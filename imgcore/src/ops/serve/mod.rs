@@ -7,7 +7,7 @@
 //!   `qemu:dirty-bitmap:NAME`.
 //!
 //! All connections share one [`Node`]: what one wrote the others read, and a flush of any covers the
-//! writes of all, so `CAN_MULTI_CONN` is true also for a writable image. A client is hostile: it can make
+//! writes of all, so `CAN_MULTI_CONN` is true also for a writable image, where more than one client is let in. A client is hostile: it can make
 //! a connection use at most 64 MiB of payload, and there are never more connections than asked for.
 
 mod context;

@@ -135,7 +135,11 @@ impl Talk<'_> {
     }
 
     fn size_and_flags(&self) -> Vec<u8> {
-        let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
+        let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA;
+        // A client must not wait for connections that nobody will take.
+        if self.export.options.shared != 1 {
+            flags |= CAN_MULTI_CONN;
+        }
         flags |=
             if self.export.node.writable() { SEND_TRIM | SEND_WRITE_ZEROES } else { READ_ONLY };
         if self.agreed.structured {

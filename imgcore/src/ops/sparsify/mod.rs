@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 pub use in_place::{InPlaceOptions, Zeroes, in_place};
 pub(super) use mask::masked;
 pub use selection::{Selection, Unpartitioned};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use survey::survey_node;
 pub use survey::{SurveyOptions, survey};
 
 /// One volume.

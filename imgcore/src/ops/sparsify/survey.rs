@@ -42,6 +42,21 @@ pub fn survey(options: &SurveyOptions, job: &Job<'_>) -> Result<SparsifyReport> 
     Ok(plan.report)
 }
 
+/// [`survey`] of a disk that is open, which tells each free range.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) fn survey_node(
+    node: &Arc<Node>,
+    job: &Job<'_>,
+    tell: &mut dyn FnMut(DiskRange),
+) -> Result<SparsifyReport> {
+    let plan = Plan::make(node, &Selection::default(), job)?;
+    plan.each(job, &mut |range| {
+        tell(range);
+        Ok(())
+    })?;
+    Ok(plan.report)
+}
+
 /// Where free ranges come from.
 enum Free {
     /// A file system.

@@ -1,5 +1,6 @@
 //! An export of an NBD server as a storage.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,28 @@ const RETRY: Duration = Duration::from_millis(200);
 /// More than is asked for, so that the next question needs no answer of the server.
 const STATUS_AHEAD: u64 = 256 << 20;
 
+/// Connections that are opened besides the first one.
+const MORE: usize = 3;
+/// Reads before they are: who looks at a header needs none.
+const MANY_READS: usize = 16;
+
+/// Connections besides the first one, for reading. Where one breaks, the first one is asked instead.
+#[derive(Debug, Default)]
+struct More {
+    open: Mutex<Vec<Arc<Connection>>>,
+    reads: AtomicUsize,
+}
+
+impl More {
+    fn open(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// An export of an NBD server.
 ///
 /// Any number of threads may use it at the same time; their requests are in flight together on one
-/// connection. Requests that do not fit the server's block size go through a buffer.
+/// connection, and reads on up to three more where the server says that all see the same bytes. Requests that do not fit the server's block size go through a buffer.
 #[derive(Debug)]
 pub struct NbdStorage {
     target: NbdTarget,
@@ -29,6 +48,7 @@ pub struct NbdStorage {
     options: FileOptions,
     export: Export,
     connection: Mutex<Arc<Connection>>,
+    more: Arc<More>,
     /// Serialises read-modify-write of requests that are smaller than the server's blocks.
     bounce: Mutex<()>,
     cache: StatusCache,
@@ -55,6 +75,7 @@ impl NbdStorage {
             options,
             export,
             connection: Mutex::new(Arc::new(connection)),
+            more: Arc::default(),
             bounce: Mutex::new(()),
             cache: StatusCache::default(),
         })
@@ -68,8 +89,49 @@ impl NbdStorage {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The connection whose turn it is for this request, if it is not the first one's. Changes stay on that one: a
+    /// write that was lost on one connection and repeated on another could be overtaken by itself.
+    fn another(&self, request: &Request) -> Option<Arc<Connection>> {
+        if request.command != CMD_READ || !self.export.has(CAN_MULTI_CONN) {
+            return None;
+        }
+        let turn = self.more.reads.fetch_add(1, Ordering::Relaxed);
+        if turn == MANY_READS {
+            self.open_more();
+        }
+        let open = self.more.open();
+        open.get(turn % (open.len() + 1)).cloned()
+    }
+
+    /// Opens further connections, without waiting: a server that takes no more of them is no error.
+    fn open_more(&self) {
+        let (more, target, export) = (Arc::clone(&self.more), self.target.clone(), self.export);
+        let thread = std::thread::Builder::new().name("nbd-more".to_owned());
+        // A system that has no more threads reads slower.
+        let _ = thread.spawn(move || {
+            for _ in 0..MORE {
+                match Connection::open(&target) {
+                    // Nobody else holds it any more: the storage was dropped.
+                    Ok(new) if *new.export() == export && Arc::strong_count(&more) > 1 => {
+                        more.open().push(Arc::new(new));
+                    }
+                    _ => return,
+                }
+            }
+        });
+    }
+
     /// Runs one request; where the connection breaks, again on a new one if that is wished for.
     fn run(&self, request: Request, payload: &[u8]) -> Result<Answer> {
+        if let Some(connection) = self.another(&request) {
+            match connection.run(request, payload) {
+                Ok(answer) => return Ok(answer),
+                Err(Failed::Refused(error)) => return Err(self.error(error, request.offset)),
+                Err(Failed::Broken(_)) => {
+                    self.more.open().retain(|c| !Arc::ptr_eq(c, &connection));
+                }
+            }
+        }
         let mut deadline = None;
         loop {
             let connection = Arc::clone(&self.current());

@@ -13,6 +13,10 @@
 //! is sent again has the same effect as one sent once. What a server promised to have written and lost
 //! before a flush when it restarted is lost, as it would be on a disk.
 //!
+//! A server that says that its connections see the same bytes (`CAN_MULTI_CONN`) is read on up to three more of them once
+//! sixteen reads were asked for. They are a help and nothing more: one that breaks is forgotten, one that is refused is
+//! not missed, and whatever changes the export goes over the first connection.
+//!
 //! Not supported: TLS, extended headers.
 
 mod client;

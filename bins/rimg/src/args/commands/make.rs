@@ -73,7 +73,9 @@ pub const CONVERT: Command = Command {
         called - is standard output.\n\n\
         A source may be on a web server (http://, https://): it is read in place, on several connections, and \
         a connection that breaks is gone on with. Where the server gives no parts of files, or the image is \
-        packed, it is copied to a temporary file first.",
+        packed, it is copied to a temporary file first. Source and target may be on a host reached by ssh \
+        (ssh://USER@HOST/PATH) or in a Ceph cluster (rbd:POOL/IMAGE), where this program was built with the features \
+        ssh and rbd.",
     positionals: &[
         pos("SRC_FILENAME", "Source image (or specification, with --image-opts), or -").many(),
         pos("TGT_FILENAME", "Target image, or -"),

@@ -1,0 +1,11 @@
+//! Changed disks of the family Fat; see `imgcore::guest::hostile`.
+#![no_main]
+
+use std::sync::{Arc, LazyLock};
+
+use imgcore::guest::hostile::{Family, Sample, drive, samples};
+use libfuzzer_sys::fuzz_target;
+
+static SAMPLES: LazyLock<Vec<Arc<Sample>>> = LazyLock::new(|| samples(Family::Fat));
+
+fuzz_target!(|input: &[u8]| drive(&SAMPLES, input));

@@ -1,9 +1,9 @@
-//! Changed disks of the family Btrfs; see `imgcore::guest::hostile`.
+//! Changed disks of the family Btrfs; see `imgcore::hostile::guest`.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
 
-use imgcore::guest::hostile::{Family, Sample, drive, samples};
+use imgcore::hostile::guest::{Family, Sample, drive, samples};
 use libfuzzer_sys::fuzz_target;
 
 static SAMPLES: LazyLock<Vec<Arc<Sample>>> = LazyLock::new(|| samples(Family::Btrfs));

@@ -27,6 +27,8 @@ use session::Session;
 
 fn main() -> ExitCode {
     signals::fail_at_file_limit();
+    #[cfg(feature = "ssh")]
+    tell_ssh_user();
     let mut words = std::env::args_os();
     let argv0 = words.next().unwrap_or_default();
     let session = Session::new(&argv0.to_string_lossy());
@@ -45,6 +47,18 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => end(&session, &failure),
     }
+}
+
+/// What every program that speaks ssh asks the environment for.
+#[cfg(feature = "ssh")]
+fn tell_ssh_user() {
+    use imgcore::storage::ssh::user::{Environment, tell};
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    tell(Environment {
+        name: variable("USER").or_else(|| variable("LOGNAME")),
+        home: variable("HOME").map(Into::into),
+        agent: variable("SSH_AUTH_SOCK").map(Into::into),
+    });
 }
 
 fn end(session: &Session, failure: &Failure) -> ExitCode {

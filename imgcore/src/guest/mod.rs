@@ -36,8 +36,6 @@ mod fat;
 mod fields;
 pub mod files;
 pub mod free;
-#[cfg(any(test, feature = "testing"))]
-pub mod hostile;
 mod iso;
 pub mod linux;
 mod ntfs;

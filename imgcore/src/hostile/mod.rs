@@ -13,6 +13,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bases;
+pub mod guest;
 mod seal;
 mod storage;
 

@@ -29,8 +29,8 @@
 //! There are no locks between hosts. What is written is on the server's disk after `flush`; a server that cannot do
 //! that is only written to with the cache mode `unsafe`.
 //!
-//! The environment is asked for the user's name, his home and his agent (`USER`, `LOGNAME`, `HOME`, `SSH_AUTH_SOCK`),
-//! as every program that speaks ssh does. `ssh_config` is not read.
+//! The program tells what its environment says of the user's name, his home and his agent ([`user::tell`]).
+//! `ssh_config` is not read.
 
 mod known_hosts;
 mod login;

@@ -6,6 +6,7 @@
 //!   the same command lines given to both programs, everything a script can see compared.
 //! * [`corpus`] and [`content`] are images made by other products, and their known content;
 //!   [`roundtrip`] converts them there and back, [`hostile`] is for those that must be refused.
+//! * [`daemon`] are servers of a test.
 //! * [`installed`] puts disks with installed systems together, [`guest`] disks with file systems in use.
 //! * [`arrows`] and [`licences`] read the sources: who may use whom, and on what terms.
 //! * [`bench`] measures the two programs against each other, [`vmbench`] `rkvm` beside QEMU.
@@ -16,6 +17,7 @@ pub mod arrows;
 pub mod bench;
 pub mod content;
 pub mod corpus;
+pub mod daemon;
 pub mod deliberate;
 pub mod field;
 pub mod guest;

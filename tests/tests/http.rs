@@ -5,11 +5,12 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use suite::daemon::{Daemon, data_and_zeroes, free_port};
 use suite::process::{Invocation, Outcome};
 use suite::tools;
 
@@ -37,26 +38,15 @@ fn bad(dir: &Path, args: &[&str], wanted: &str) {
 
 /// A program that is killed when the test is done with it.
 struct Server {
-    child: Child,
+    _daemon: Daemon,
     port: u16,
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl Server {
-    fn wait(mut child: Child, port: u16) -> Self {
-        let end = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(child.try_wait().unwrap().is_none(), "the server ended");
-            assert!(Instant::now() < end, "the server does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Server { child, port }
+    /// Starts a program that will listen at `port`.
+    fn start(command: &mut Command, port: u16) -> Self {
+        let ready = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+        Server { _daemon: Daemon::start(command).until(ready), port }
     }
 
     /// nginx over the files of `dir`; `locations` go into its configuration.
@@ -84,14 +74,16 @@ impl Server {
         );
         let config = dir.join("nginx/conf");
         std::fs::write(&config, text).unwrap();
-        let child = Command::new(nginx)
-            .args(["-c", &config.to_string_lossy(), "-p", &dir.to_string_lossy(), "-e", "stderr"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Some(Server::wait(child, port))
+        let mut command = Command::new(nginx);
+        command.args([
+            "-c",
+            &config.to_string_lossy(),
+            "-p",
+            &dir.to_string_lossy(),
+            "-e",
+            "stderr",
+        ]);
+        Some(Server::start(&mut command, port))
     }
 
     /// Python's server over the files of `dir`: it does not know ranges.
@@ -101,15 +93,9 @@ impl Server {
             return None;
         };
         let port = free_port();
-        let child = Command::new(python)
-            .args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()])
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Some(Server::wait(child, port))
+        let mut command = Command::new(python);
+        command.args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()]);
+        Some(Server::start(command.current_dir(dir), port))
     }
 
     fn url(&self, path: &str) -> String {
@@ -117,28 +103,11 @@ impl Server {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Data and holes, the end within a sector.
-fn source(path: &Path, len: usize) {
-    let mut bytes = vec![0u8; len];
-    for (i, chunk) in bytes.chunks_mut(70_000).enumerate() {
-        if i % 3 != 1 {
-            for (n, byte) in chunk.iter_mut().enumerate() {
-                *byte = u8::try_from((n / 5 + i * 31) % 251).unwrap() | 1;
-            }
-        }
-    }
-    std::fs::write(path, bytes).unwrap();
-}
-
 #[test]
 fn every_command_that_reads() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), (40 << 20) + 100);
+    data_and_zeroes(&dir.join("src.raw"), (40 << 20) + 100);
     for (format, name) in
         [("qcow2", "a.qcow2"), ("vmdk", "a.vmdk"), ("vhdx", "a.vhdx"), ("vpc", "a.vpc")]
     {
@@ -212,7 +181,7 @@ fn every_command_that_reads() {
 fn redirects_passwords_and_cookies() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 3 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 3 << 20);
     std::fs::create_dir(dir.join("closed")).unwrap();
     good(dir, &["convert", "-f", "raw", "-O", "qcow2", "src.raw", "closed/a.qcow2"]);
     // open-sesame, by openssl passwd -apr1
@@ -266,7 +235,7 @@ fn redirects_passwords_and_cookies() {
 fn servers_without_ranges_and_packed_files() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 3 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 3 << 20);
     good(dir, &["convert", "-f", "raw", "-O", "qcow2", "src.raw", "a.qcow2"]);
     for name in ["src.raw", "a.qcow2"] {
         assert!(
@@ -342,7 +311,7 @@ fn between(to: u16, mind: impl Fn(usize) -> usize + Send + Sync + 'static) -> u1
 fn connections_break_and_files_change() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 20 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 20 << 20);
     let Some(server) = Server::nginx(dir, "") else { return };
     let port = between(server.port, |n| if n % 5 == 4 { 0 } else { 900_000 });
     let url = format!("http://127.0.0.1:{port}/src.raw");
@@ -374,7 +343,7 @@ fn connections_break_and_files_change() {
 fn a_killed_conversion_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 24 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 24 << 20);
     let Some(server) = Server::nginx(dir, "limit_rate_after 64k; limit_rate 2m;") else { return };
     let url = server.url("src.raw");
     let args =
@@ -456,7 +425,7 @@ fn certificates(dir: &Path) -> PathBuf {
 fn encrypted_connections() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 5 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 5 << 20);
     good(dir, &["convert", "-f", "raw", "-O", "qcow2", "src.raw", "a.qcow2"]);
     let ca = certificates(dir);
     let at = dir.display();

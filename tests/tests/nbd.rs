@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // all of it is test code
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use suite::daemon::Daemon;
 use suite::process::{Invocation, Outcome};
 use suite::tools;
 
@@ -26,7 +27,7 @@ fn good(dir: &Path, args: &[&str]) -> String {
 
 /// A server that is killed when the test is done with it.
 struct Server {
-    child: Child,
+    child: Daemon,
     socket: PathBuf,
 }
 
@@ -36,32 +37,14 @@ impl Server {
     fn start(program: &Path, dir: &Path, name: &str, args: &[&str]) -> Self {
         let socket = dir.join(name);
         let path = socket.to_string_lossy().into_owned();
-        let mut child = Command::new(program)
-            .args(args.iter().map(|a| a.replace("SOCK", &path)))
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let end = Instant::now() + Duration::from_secs(60);
-        while !socket.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "{} ended: {args:?}", program.display());
-            assert!(Instant::now() < end, "{} does not listen: {args:?}", program.display());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut command = Command::new(program);
+        command.args(args.iter().map(|a| a.replace("SOCK", &path))).current_dir(dir);
+        let child = Daemon::start(&mut command).until(|| socket.exists());
         Server { child, socket }
     }
 
     fn uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -234,7 +217,7 @@ impl Server {
 
     /// Asks it to end; it must do so in peace.
     fn terminate(mut self) {
-        let pid = self.child.id().to_string();
+        let pid = self.child.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         self.ended();
     }
@@ -242,7 +225,7 @@ impl Server {
     fn ended(&mut self) {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.child.0.try_wait().unwrap() {
                 assert!(status.success(), "{status}");
                 assert!(!self.socket.exists());
                 return;

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // all of it is test code
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
+use suite::daemon::{Daemon, data_and_zeroes};
 use suite::process::{Invocation, Outcome};
 use suite::tools;
 
@@ -30,62 +31,37 @@ fn bad(dir: &Path, args: &[&str], wanted: &str) {
     assert!(!outcome.success() && said.contains(wanted), "{args:?}: {said}");
 }
 
-/// A server that is killed when the test is done with it.
-struct Server(Child, PathBuf);
+/// A server at a UNIX socket.
+struct Server {
+    _daemon: Daemon,
+    socket: PathBuf,
+}
 
 impl Server {
     /// Serves a raw file of `dir` at a UNIX socket.
     fn new(dir: &Path, file: &str) -> Self {
         let socket = dir.join(format!("{file}.sock"));
-        let mut child = Command::new(tools::rimg().unwrap())
-            .args(["serve", "-f", "raw", "-t", "-e", "8", "-k"])
-            .arg(&socket)
-            .arg(file)
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let end = Instant::now() + Duration::from_secs(60);
-        while !socket.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "the server ended");
-            assert!(Instant::now() < end, "the server does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Server(child, socket)
+        let program = tools::rimg().unwrap();
+        let mut command = Command::new(program);
+        command.args(["serve", "-f", "raw", "-t", "-e", "8", "-k"]).arg(&socket).arg(file);
+        Server::start(command.current_dir(dir), socket)
+    }
+
+    /// Starts a program that will listen at `socket`.
+    fn start(command: &mut Command, socket: PathBuf) -> Self {
+        Server { _daemon: Daemon::start(command).until(|| socket.exists()), socket }
     }
 
     fn uri(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.1.display())
+        format!("nbd+unix:///?socket={}", self.socket.display())
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Data and holes.
-fn source(path: &Path, len: usize) {
-    let mut bytes = vec![0u8; len];
-    for (i, chunk) in bytes.chunks_mut(70_000).enumerate() {
-        if i % 3 != 1 {
-            for (n, byte) in chunk.iter_mut().enumerate() {
-                *byte = u8::try_from((n / 5 + i * 31) % 251).unwrap() | 1;
-            }
-        }
-    }
-    std::fs::write(path, bytes).unwrap();
 }
 
 #[test]
 fn dd_writes_into_an_export() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 5 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 5 << 20);
     good(dir, &["convert", "-f", "raw", "-O", "qcow2", "src.raw", "src.qcow2"]);
     std::fs::write(dir.join("to.raw"), vec![0xaa; 6 << 20]).unwrap();
     let server = Server::new(dir, "to.raw");
@@ -95,7 +71,7 @@ fn dd_writes_into_an_export() {
         (std::fs::read(dir.join("src.raw")).unwrap(), std::fs::read(dir.join("to.raw")).unwrap());
     assert!(got[..from.len()] == from && got[from.len()..].iter().all(|b| *b == 0xaa));
     bad(dir, &["dd", "-f", "raw", "-O", "qcow2", "if=src.raw", &to], "only be written as raw");
-    source(&dir.join("large.raw"), 7 << 20);
+    data_and_zeroes(&dir.join("large.raw"), 7 << 20);
     bad(dir, &["dd", "-f", "raw", "-O", "raw", "if=large.raw", &to], "7340032 are needed");
 }
 
@@ -103,7 +79,7 @@ fn dd_writes_into_an_export() {
 fn a_data_file_on_an_export() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 5 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 5 << 20);
     let new =
         ["create", "-f", "qcow2", "-o", "data_file=data.raw,data_file_raw=on", "a.qcow2", "5M"];
     good(dir, &new);
@@ -111,7 +87,7 @@ fn a_data_file_on_an_export() {
     let image = format!(
         "driver=qcow2,file.filename=a.qcow2,data-file.driver=nbd,data-file.server.type=unix,\
          data-file.server.path={}",
-        server.1.display()
+        server.socket.display()
     );
     let to = ["convert", "-n", "-f", "raw", "--target-image-opts", "src.raw", &image];
     good(dir, &to);
@@ -129,7 +105,7 @@ fn a_data_file_on_an_export() {
 fn a_socket_that_a_client_opened() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 3 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 3 << 20);
     good(dir, &["convert", "-f", "raw", "-O", "qcow2", "src.raw", "a.qcow2"]);
     let program = tools::rimg().unwrap().to_string_lossy().into_owned();
     let server = ["[", &program, "serve", "-q", "-f", "qcow2", "-r", "a.qcow2", "]"];
@@ -152,22 +128,9 @@ fn a_socket_that_a_client_opened() {
         return tools::skip("sockets that systemd opened", "no systemd-socket-activate");
     };
     let socket = dir.join("activated");
-    let child = Command::new(activate)
-        .arg("-l")
-        .arg(&socket)
-        .args([&program, "serve", "-q", "-f", "qcow2", "-r", "a.qcow2"])
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let server = Server(child, socket);
-    let end = Instant::now() + Duration::from_secs(60);
-    while !server.1.exists() {
-        assert!(Instant::now() < end, "nobody listens");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut command = Command::new(activate);
+    command.arg("-l").arg(&socket).args([&program, "serve", "-q", "-f", "qcow2", "-r", "a.qcow2"]);
+    let server = Server::start(command.current_dir(dir), socket);
     good(dir, &["compare", "-f", "raw", "-F", "raw", "src.raw", &server.uri()]);
     // What does not go together, and what is not there.
     let with = |more: &[&str]| {
@@ -184,7 +147,7 @@ fn a_socket_that_a_client_opened() {
 fn several_connections() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    source(&dir.join("src.raw"), 48 << 20);
+    data_and_zeroes(&dir.join("src.raw"), 48 << 20);
     // Our own server, with room for several clients and for one.
     let digest = good(dir, &["digest", "-f", "raw", "src.raw"]);
     let digest = digest.split_whitespace().next().unwrap();
@@ -195,22 +158,10 @@ fn several_connections() {
         return tools::skip("several connections to one server", "no nbdkit");
     };
     let socket = dir.join("kit.sock");
-    let child = Command::new(nbdkit)
-        .args(["-f", "-U"])
-        .arg(&socket)
-        .args(["--filter=log", "file", "src.raw", "logfile=log"])
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let server = Server(child, socket);
-    let end = Instant::now() + Duration::from_secs(60);
-    while !server.1.exists() {
-        assert!(Instant::now() < end, "nbdkit does not listen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut command = Command::new(nbdkit);
+    command.args(["-f", "-U"]).arg(&socket);
+    command.args(["--filter=log", "file", "src.raw", "logfile=log"]);
+    let server = Server::start(command.current_dir(dir), socket);
     let info = good(dir, &["info", "-f", "raw", &server.uri()]);
     assert!(info.contains("48 MiB"), "{info}");
     assert!(!std::fs::read_to_string(dir.join("log")).unwrap().contains("connection=2 "));

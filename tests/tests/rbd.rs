@@ -5,23 +5,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // all of it is test code
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use suite::daemon::{Daemon, free_port};
 use suite::process::{Invocation, Outcome};
 use suite::tools;
-
-/// A daemon that is killed when the test is done with it.
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Where the cluster's programs are.
 struct Ceph {
@@ -61,7 +51,7 @@ impl Ceph {
 
     fn daemon(&self, name: &str, args: &[&str], dir: &Path) -> Daemon {
         let mut command = self.command(name, dir);
-        Daemon(command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        Daemon::start(command.args(args))
     }
 }
 
@@ -83,7 +73,7 @@ struct Cluster {
     dir: PathBuf,
     ceph: Ceph,
     program: PathBuf,
-    _daemons: Vec<Daemon>,
+    daemons: Vec<Daemon>,
 }
 
 /// Sends commands to the monitor: nothing but Ceph's Python has a program for it.
@@ -119,7 +109,7 @@ impl Cluster {
             tools::skip("images of Ceph clusters", "no python3");
             return None;
         }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let (at, fsid) = (dir.display(), "5f9c5a0e-0c1d-4c56-9a58-2a3bb3a0c0de");
         let root = ceph.root.clone().unwrap_or_else(|| PathBuf::from("/"));
         let lib = root.join("usr/lib/x86_64-linux-gnu");
@@ -155,7 +145,7 @@ impl Cluster {
         let make = [&here[..], &["--mkfs", "--monmap", "monmap", "--keyring", "keyring"]].concat();
         ceph.must("ceph-mon", &make, dir);
         let mut daemons = vec![ceph.daemon("ceph-mon", &[&here[..], &["-f"]].concat(), dir)];
-        let mut cluster = Cluster { dir: dir.to_owned(), ceph, program, _daemons: Vec::new() };
+        let mut cluster = Cluster { dir: dir.to_owned(), ceph, program, daemons: Vec::new() };
         let uuid = "0b6e5a3c-7f43-4f0a-8d0e-6f1f0a3b9c77";
         cluster.ask(&format!("{{\"prefix\":\"osd new\",\"uuid\":\"{uuid}\"}}"));
         // A store in memory takes its name from here.
@@ -164,7 +154,7 @@ impl Cluster {
         let make = [&here[..], &["--mkfs", "--osd-uuid", uuid]].concat();
         cluster.ceph.must("ceph-osd", &make, dir);
         daemons.push(cluster.ceph.daemon("ceph-osd", &[&here[..], &["-f"]].concat(), dir));
-        cluster._daemons = daemons;
+        cluster.daemons = daemons;
         cluster.ask("{\"prefix\":\"osd pool create\",\"pool\":\"rbd\",\"pg_num\":8}");
         let end = Instant::now() + Duration::from_secs(120);
         while !cluster
@@ -172,6 +162,11 @@ impl Cluster {
             .contains("\"num_up_osds\":1")
         {
             assert!(Instant::now() < end, "the storage daemon does not come up");
+            // Now and then the monitor tells it "wrong fsid" at its start, and it ends; who runs it starts it again.
+            if cluster.daemons[1].0.try_wait().unwrap().is_some() {
+                cluster.daemons[1] =
+                    cluster.ceph.daemon("ceph-osd", &[&here[..], &["-f"]].concat(), dir);
+            }
             std::thread::sleep(Duration::from_millis(200));
         }
         Some(cluster)

@@ -7,22 +7,13 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use suite::daemon::{Daemon, data_and_zeroes, free_port};
 use suite::process::{Invocation, Outcome};
 use suite::tools;
-
-/// A process that is killed when the test is done with it.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A server, and a user who can log in to it.
 struct Host {
@@ -30,7 +21,7 @@ struct Host {
     program: PathBuf,
     port: u16,
     user: String,
-    _server: Process,
+    _server: Daemon,
 }
 
 fn must(program: &str, args: &[&str], dir: &Path) -> String {
@@ -92,7 +83,7 @@ impl Host {
         }
         let log = std::fs::File::create(dir.join("log")).unwrap();
         let server = server.current_dir(dir).stdin(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut host = Host { dir: dir.to_owned(), program, port, user, _server: Process(server) };
+        let mut host = Host { dir: dir.to_owned(), program, port, user, _server: Daemon(server) };
         let end = Instant::now() + Duration::from_secs(60);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if host._server.0.try_wait().unwrap().is_some() {
@@ -145,28 +136,11 @@ impl Host {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Data and holes, the end within a sector.
-fn source(path: &Path, len: usize) {
-    let mut bytes = vec![0u8; len];
-    for (i, chunk) in bytes.chunks_mut(70_000).enumerate() {
-        if i % 3 != 1 {
-            for (n, byte) in chunk.iter_mut().enumerate() {
-                *byte = u8::try_from((n / 5 + i * 31) % 251).unwrap() | 1;
-            }
-        }
-    }
-    std::fs::write(path, bytes).unwrap();
-}
-
 #[test]
 fn every_command_that_reads() {
     let dir = tempfile::tempdir().unwrap();
     let Some(host) = Host::new(dir.path()) else { return };
-    source(&host.dir.join("src.raw"), (30 << 20) + 100);
+    data_and_zeroes(&host.dir.join("src.raw"), (30 << 20) + 100);
     let whole = host.good(&["digest", "-f", "raw", "src.raw"]);
     let whole = whole.split_whitespace().next().unwrap();
     for (format, name) in [("qcow2", "a.qcow2"), ("vmdk", "a.vmdk"), ("vhdx", "a.vhdx")] {
@@ -267,7 +241,7 @@ fn hosts_and_users_prove_themselves() {
     let socket = host.dir.join("agent");
     let mut agent = Command::new("ssh-agent");
     let agent = agent.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
-    let _agent = Process(agent);
+    let _agent = Daemon(agent);
     let end = Instant::now() + Duration::from_secs(60);
     while !socket.exists() {
         assert!(Instant::now() < end, "the agent does not listen");
@@ -284,7 +258,7 @@ fn hosts_and_users_prove_themselves() {
 fn targets() {
     let dir = tempfile::tempdir().unwrap();
     let Some(host) = Host::new(dir.path()) else { return };
-    source(&host.dir.join("src.raw"), (9 << 20) + 512);
+    data_and_zeroes(&host.dir.join("src.raw"), (9 << 20) + 512);
     for format in ["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"] {
         let (file, url) = (format!("new.{format}"), host.url(&format!("new.{format}")));
         host.good(&["convert", "-f", "raw", "-O", format, "src.raw", &url]);
@@ -374,7 +348,7 @@ fn connections_break_and_files_change() {
     let dir = tempfile::tempdir().unwrap();
     let Some(host) = Host::new(dir.path()) else { return };
     let file = host.dir.join("src.raw");
-    source(&file, 40 << 20);
+    data_and_zeroes(&file, 40 << 20);
     let port = between(host.port, |came| came < 5_000_000);
     host.know(port, "host.pub");
     let convert = |port| {

@@ -1,5 +1,6 @@
 //! Finding the programs: ours and the reference ones.
 
+use crate::process::Invocation;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,6 +97,24 @@ pub fn as_qemu_img(program: &Path, dir: &Path) -> Result<(), String> {
     std::fs::create_dir_all(dir)
         .and_then(|()| std::os::unix::fs::symlink(program, dir.join("qemu-img")))
         .map_err(|e| format!("{}: {e}", dir.display()))
+}
+
+/// `rimg` with an optional feature: what `$RIMG_FEATURE` (in capitals) names, or the usual one. Nothing, said aloud, when
+/// that one answers for `address` that it was built without; `lost` is then not tested.
+///
+/// # Panics
+/// When there is no `rimg` at all.
+#[must_use]
+#[allow(clippy::unwrap_used)] // a test that cannot go on ends here
+pub fn featured(feature: &str, address: &str, lost: &str) -> Option<PathBuf> {
+    let variable = format!("RIMG_{}", feature.to_uppercase());
+    let program = std::env::var_os(&variable).map_or_else(|| rimg().unwrap(), PathBuf::from);
+    let said = Invocation::new(&program, Path::new(".")).args(["info", address]).run().unwrap();
+    if said.err().contains(&format!("built without {feature}")) {
+        skip(lost, &format!("{variable} names no rimg with that feature"));
+        return None;
+    }
+    Some(program)
 }
 
 /// Says on the terminal that something was not tested, in a form that is easy to find in a log.

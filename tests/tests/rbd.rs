@@ -56,16 +56,8 @@ impl Ceph {
 }
 
 /// The program, if it was built with rbd.
-fn program(dir: &Path) -> Option<PathBuf> {
-    let given = std::env::var_os("RIMG_RBD").map(PathBuf::from);
-    let program = given.unwrap_or_else(|| tools::rimg().unwrap());
-    let nobody = "rbd:p/i:conf=/none";
-    let said = Invocation::new(&program, dir).args(["info", nobody]).run().unwrap().err();
-    if said.contains("built without rbd") {
-        tools::skip("images of Ceph clusters", "RIMG_RBD names no rimg with that feature");
-        return None;
-    }
-    Some(program)
+fn program() -> Option<PathBuf> {
+    tools::featured("rbd", "rbd:p/i:conf=/none", "images of Ceph clusters")
 }
 
 /// A cluster, and the program that uses it.
@@ -97,7 +89,7 @@ sys.exit(0 if code == 0 else 'code %d' % code)
 
 impl Cluster {
     fn new(dir: &Path) -> Option<Self> {
-        let program = program(dir)?;
+        let program = program()?;
         let ceph = Ceph { root: std::env::var_os("CEPH_ROOT").map(PathBuf::from) };
         for tool in ["ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "rbd"] {
             if ceph.program(tool).is_none() {
@@ -294,7 +286,7 @@ fn images_of_a_cluster() {
 fn clusters_that_are_not_there() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let Some(program) = program(dir) else { return };
+    let Some(program) = program() else { return };
     let ceph = Ceph { root: std::env::var_os("CEPH_ROOT").map(PathBuf::from) };
     let run = |name: &str| {
         let mut call = Invocation::new(&program, dir).args(["info", "-f", "raw", name]);

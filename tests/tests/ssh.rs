@@ -32,21 +32,13 @@ fn must(program: &str, args: &[&str], dir: &Path) -> String {
 }
 
 /// The program, if it was built with ssh.
-fn program(dir: &Path) -> Option<PathBuf> {
-    let given = std::env::var_os("RIMG_SSH").map(PathBuf::from);
-    let program = given.unwrap_or_else(|| tools::rimg().unwrap());
-    let nobody = "ssh://nobody@127.0.0.1:1/x";
-    let said = Invocation::new(&program, dir).args(["info", nobody]).run().unwrap().err();
-    if said.contains("built without ssh") {
-        tools::skip("images on hosts reached by ssh", "RIMG_SSH names no rimg with that feature");
-        return None;
-    }
-    Some(program)
+fn program() -> Option<PathBuf> {
+    tools::featured("ssh", "ssh://nobody@127.0.0.1:1/x", "images on hosts reached by ssh")
 }
 
 impl Host {
     fn new(dir: &Path) -> Option<Self> {
-        let program = program(dir)?;
+        let program = program()?;
         let given = std::env::var_os("SSHD").map(PathBuf::from);
         let Some(sshd) = given.or_else(|| tools::find("sshd")) else {
             tools::skip("images on hosts reached by ssh", "no sshd (or set SSHD)");

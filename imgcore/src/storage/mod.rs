@@ -75,6 +75,16 @@ pub struct HostExtent {
     pub len: u64,
 }
 
+impl HostExtent {
+    /// What lies at `offset` of a storage of `size` bytes that cannot tell its holes: data, and nothing past the end.
+    pub fn without_holes(size: u64, offset: u64, len: u64) -> Self {
+        match size.saturating_sub(offset) {
+            0 => HostExtent { kind: HostKind::Hole, len },
+            rest => HostExtent { kind: HostKind::Data, len: len.min(rest) },
+        }
+    }
+}
+
 /// How zeroes may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroMode {

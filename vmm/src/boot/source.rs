@@ -3,7 +3,7 @@
 //! They are read straight to their place, or mapped and copied there: what is faster differs by far. Mapping costs most
 //! where page tables are dear (a host that is itself a guest without nested paging). Reading costs most where string
 //! instructions are dear: an emulated processor, as that of a nested host in tests, does the kernel's `rep movsb` byte by
-//! byte. So each way gets a piece of the first large file, and the faster one the rest.
+//! byte. So each way gets a piece of the first large part of a file, and the faster one the rest.
 //!
 //! The guest's memory is a copy, not the mapping itself, so that a kernel that is replaced on disk later does not
 //! change under a running guest.

@@ -7,7 +7,7 @@ use super::client::Client;
 use crate::num::{len_u64, round_up, small};
 use crate::opts::http::HttpTarget;
 use crate::opts::secret::Secrets;
-use crate::storage::{HostExtent, HostKind, Limits, Preallocation, Storage, ZeroMode};
+use crate::storage::{HostExtent, Limits, Preallocation, Storage, ZeroMode};
 use crate::{Error, ErrorKind, Result};
 
 /// Connections that read ahead of a stream.
@@ -251,11 +251,7 @@ impl Storage for HttpStorage {
     }
 
     fn status(&self, offset: u64, len: u64) -> Result<HostExtent> {
-        let rest = self.0.size.saturating_sub(offset);
-        Ok(match rest {
-            0 => HostExtent { kind: HostKind::Hole, len },
-            _ => HostExtent { kind: HostKind::Data, len: len.min(rest) },
-        })
+        Ok(HostExtent::without_holes(self.0.size, offset, len))
     }
 
     fn limits(&self) -> Limits {

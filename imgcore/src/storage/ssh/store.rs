@@ -12,7 +12,7 @@ use super::wire::{
 use crate::num::{len_u64, small};
 use crate::opts::ssh::SshTarget;
 use crate::storage::{
-    CacheMode, FileOptions, HostExtent, HostKind, Limits, Preallocation, Storage, ZeroMode,
+    CacheMode, FileOptions, HostExtent, Limits, Preallocation, Storage, ZeroMode,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -509,11 +509,7 @@ impl Storage for SshStorage {
     }
 
     fn status(&self, offset: u64, len: u64) -> Result<HostExtent> {
-        let rest = self.size().saturating_sub(offset);
-        Ok(match rest {
-            0 => HostExtent { kind: HostKind::Hole, len },
-            _ => HostExtent { kind: HostKind::Data, len: len.min(rest) },
-        })
+        Ok(HostExtent::without_holes(self.size(), offset, len))
     }
 
     fn limits(&self) -> Limits {

@@ -122,6 +122,7 @@ impl Machine {
     fn begin(&mut self) -> Result<()> {
         // Threads of monitors and character devices, which begin here, inherit it.
         if let Some(confinement) = &self.confinement {
+            confinement.enter_others(&self.group.thread_ids())?;
             confinement.enter(Kind::Machine)?;
         }
         for m in &self.config.monitors {

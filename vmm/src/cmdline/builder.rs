@@ -54,6 +54,8 @@ pub struct Builder {
     pub balloon: bool,
     /// `-object rng-random`, by id.
     pub rngs: BTreeMap<String, PathBuf>,
+    /// `-object iothread`.
+    pub iothreads: Vec<String>,
     /// `-object secret` and `secret_keyring`, in their order.
     pub secrets: Vec<SecretDef>,
     /// `-sandbox off`.
@@ -103,7 +105,24 @@ impl Builder {
         Ok(Run { machine: self.machine, process: self.process, warnings: self.warnings })
     }
 
+    /// Objects may come behind the devices that name them.
+    fn check_iothreads(&mut self) -> Result<()> {
+        for name in self.devices.iter().filter_map(super::device::DeviceSpec::iothread) {
+            if !self.iothreads.iter().any(|id| id == name) {
+                return Err(Error::invalid(format!(
+                    "-device iothread={name}: there is no such object"
+                ))
+                .hint(format!("Add -object iothread,id={name}, or leave it out")));
+            }
+            self.warnings.push(format!(
+                "-device iothread={name}: each queue of a disk has a thread of its own, '{name}' is none"
+            ));
+        }
+        Ok(())
+    }
+
     fn disks_and_cards(&mut self) -> Result<()> {
+        self.check_iothreads()?;
         let mut devices = Vec::new();
         for (id, nic) in
             std::mem::take(&mut self.net).finish(&mut self.devices, &mut self.warnings)?

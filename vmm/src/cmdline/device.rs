@@ -13,7 +13,7 @@ use crate::block::config::{OnError, WriteCache};
 use crate::chardev::CharConfig;
 use crate::devices::debug_exit;
 use crate::machine::config::{DeviceConfig, DeviceKind};
-use crate::virtio::blk::{BlkConfig, Offer};
+use crate::virtio::blk::{BlkConfig, MAX_SEGMENT_SECTORS, Offer};
 use crate::virtio::rng::{Quota, RngConfig};
 use crate::{Error, Result};
 
@@ -28,6 +28,8 @@ pub struct BlkSpec {
     drive: String,
     /// Queues; `None` for one a vCPU.
     queues: Option<u16>,
+    /// Name of an `-object iothread`.
+    iothread: Option<String>,
     /// Serial number.
     serial: Option<String>,
     /// `discard=`; as the drive says when absent.
@@ -84,18 +86,64 @@ pub enum DeviceSpec {
     },
 }
 
+/// Values that say what is so anyway.
+const USUAL: &[(&str, &[&str])] = &[
+    ("account-failed", &["auto", "on"]),
+    ("account-invalid", &["auto", "on"]),
+    ("aer", &["off"]),
+    ("any_layout", &["on"]),
+    ("ats", &["off"]),
+    ("disable-legacy", &["auto", "off"]),
+    ("disable-modern", &["off"]),
+    ("event_idx", &["on"]),
+    ("indirect_desc", &["on"]),
+    ("ioeventfd", &["on"]),
+    ("iommu_platform", &["off"]),
+    ("modern-pio-notify", &["off"]),
+    ("multifunction", &["off"]),
+    ("notify_on_empty", &["off"]),
+    ("packed", &["off"]),
+    ("page-per-vq", &["off"]),
+    ("queue_reset", &["off"]),
+    ("report-discard-granularity", &["on"]),
+    ("rombar", &["0"]),
+    ("romfile", &[""]),
+    ("request-merging", &["on"]),
+    ("scsi", &["off"]),
+    ("seg-max-adjust", &["on"]),
+    ("share-rw", &["off"]),
+];
+
 const REFUSED: Refusals = &[
+    ("account-failed", "Leave it out; requests that fail are counted"),
+    ("account-invalid", "Leave it out; requests that make no sense are not counted"),
+    ("acpi-index", "Leave it out; the guest names its devices by their slot"),
+    ("aer", "Leave it out"),
+    ("any_layout", "Leave it out; drivers choose"),
+    ("ats", "Leave it out"),
+    ("backend_defaults", "Give logical_block_size= and physical_block_size="),
     ("bootindex", "Leave it out; the kernel of -kernel is booted"),
-    ("iothread", "Leave it out; each queue has a thread of its own"),
+    ("class", "Leave it out"),
     ("share-rw", "Leave it out; file.locking=off of the -drive takes no locks"),
     ("event_idx", "Leave it out; drivers choose"),
+    ("failover_pair_id", "Leave it out"),
     ("indirect_desc", "Leave it out; drivers choose"),
     ("packed", "Leave it out"),
-    ("min_io_size", "Leave it out"),
-    ("opt_io_size", "Leave it out"),
-    ("discard_granularity", "Leave it out"),
+    ("page-per-vq", "Leave it out"),
+    ("queue_reset", "Leave it out; drivers do without"),
+    ("cyls", "Leave it out; drivers take sectors"),
+    ("heads", "Leave it out; drivers take sectors"),
+    ("secs", "Leave it out; drivers take sectors"),
+    ("lcyls", "Leave it out; drivers take sectors"),
+    ("lheads", "Leave it out; drivers take sectors"),
+    ("lsecs", "Leave it out; drivers take sectors"),
     ("ioeventfd", "Leave it out; KVM rings doorbells"),
-    ("seg-max-adjust", "Leave it out"),
+    ("modern-pio-notify", "Leave it out; KVM rings doorbells"),
+    ("multifunction", "Leave it out; each device has a slot"),
+    ("notify_on_empty", "Leave it out; drivers choose"),
+    ("report-discard-granularity", "Use discard_granularity="),
+    ("request-merging", "Leave it out; neighbours are carried out together"),
+    ("seg-max-adjust", "Leave it out; use queue-size="),
     ("scsi", "Leave it out"),
     ("iommu_platform", "Leave it out"),
     ("disable-modern", "Leave it out"),
@@ -107,12 +155,14 @@ const REFUSED: Refusals = &[
     ("csum", "Use vnet_hdr=off of the -netdev"),
     ("romfile", "Leave it out"),
     ("rombar", "Leave it out"),
+    ("romsize", "Leave it out"),
 ];
 
 /// `-device driver,...`.
 pub fn device(b: &mut Builder, text: &str) -> Result<()> {
-    let mut o = Options::parse(text, Some("driver"));
+    let mut o = Options::parse_or_json(text, "driver")?;
     let driver = o.need("driver")?;
+    o.drop_usual(USUAL);
     let number_so_far = b.devices.len();
     let id = o.take("id").unwrap_or_else(|| format!("dev{number_so_far}"));
     match o.take("bus").as_deref() {
@@ -125,8 +175,15 @@ pub fn device(b: &mut Builder, text: &str) -> Result<()> {
     let place = o.take("addr").map(|a| slot(&a)).transpose()?;
     let plain = |kind| DeviceSpec::Plain(DeviceConfig { id: id.clone(), slot: place, kind });
     let spec = match driver.as_str() {
-        "virtio-blk-pci" | "virtio-blk" => {
+        "virtio-blk-pci" | "virtio-blk" | "virtio-blk-pci-transitional" => {
+            if o.take_number("bootindex")?.is_some() {
+                b.warnings.push("-device bootindex=: the kernel of -kernel is booted".into());
+            }
             DeviceSpec::Blk(Box::new(blk(&mut o, id.clone(), place)?))
+        }
+        "virtio-blk-pci-non-transitional" => {
+            return Err(Error::unsupported(format!("device '{driver}' is not supported yet"))
+                .hint("Use virtio-blk-pci; drivers choose the modern registers"));
         }
         "virtio-net-pci" | "virtio-net" => DeviceSpec::Net {
             id: id.clone(),
@@ -216,14 +273,40 @@ fn offer(o: &mut Options, key: &str, usual: Offer) -> Result<Offer> {
 fn block_size(o: &mut Options, key: &str) -> Result<Option<u32>> {
     let Some(size) = o.take_size(key, 1)? else { return Ok(None) };
     match u32::try_from(size) {
-        Ok(n) if n.is_power_of_two() && (512..=32_768).contains(&n) => Ok(Some(n)),
-        _ => Err(Error::invalid(format!("{key}={size} is no power of 2 between 512 and 32768"))),
+        Ok(n) if n.is_power_of_two() && (512..=2 << 20).contains(&n) => Ok(Some(n)),
+        _ => Err(Error::invalid(format!("{key}={size} is no power of 2 between 512 and 2 MiB"))),
+    }
+}
+
+/// Bytes that are whole logical blocks, at most so many of them; 0 when nothing is said.
+fn whole_blocks(o: &mut Options, key: &str, block: u32, most: u32) -> Result<u32> {
+    let size = o.take_size(key, 1)?.unwrap_or(0);
+    let block = u64::from(block);
+    u32::try_from(size)
+        .ok()
+        .filter(|_| size.is_multiple_of(block) && size / block <= u64::from(most))
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "{key}={size} is no multiple of logical_block_size={block} up to {most} times that and 4 GiB"
+            ))
+        })
+}
+
+/// Sectors of one range of a request.
+fn range_sectors(o: &mut Options, key: &str) -> Result<u32> {
+    match o.take_u32(key)? {
+        None => Ok(MAX_SEGMENT_SECTORS),
+        Some(n) if (1..=MAX_SEGMENT_SECTORS).contains(&n) => Ok(n),
+        Some(n) => Err(Error::invalid(format!(
+            "{key}={n}: a range has 1 to {MAX_SEGMENT_SECTORS} sectors"
+        ))),
     }
 }
 
 fn blk(o: &mut Options, id: String, slot: Option<u8>) -> Result<BlkSpec> {
     let queues = match o.take_u32("num-queues")? {
-        None => None,
+        // QEMU's word for one a vCPU.
+        None | Some(65_535) => None,
         Some(n) => {
             Some(u16::try_from(n).ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| {
                 Error::invalid(format!("num-queues={n}: a disk has 1 to 64 queues"))
@@ -248,6 +331,14 @@ fn blk(o: &mut Options, id: String, slot: Option<u8>) -> Result<BlkSpec> {
     if shown.physical_block < shown.logical_block {
         return Err(Error::invalid("logical_block_size > physical_block_size not supported"));
     }
+    let block = shown.logical_block;
+    shown.min_io = whole_blocks(o, "min_io_size", block, u16::MAX.into())?;
+    shown.opt_io = whole_blocks(o, "opt_io_size", block, u32::MAX)?;
+    // All ones: what the disk is best at, which is a block.
+    o.drop_usual(&[("discard_granularity", &["4294967295"])]);
+    shown.discard_granularity = whole_blocks(o, "discard_granularity", block, u32::MAX)?;
+    shown.max_discard = range_sectors(o, "max-discard-sectors")?;
+    shown.max_zeroes = range_sectors(o, "max-write-zeroes-sectors")?;
     let policy = |o: &mut Options, key: &str| -> Result<Option<OnError>> {
         if o.has(key) { on_error(o, key, OnError::Report).map(Some) } else { Ok(None) }
     };
@@ -256,6 +347,7 @@ fn blk(o: &mut Options, id: String, slot: Option<u8>) -> Result<BlkSpec> {
         slot,
         drive: o.need("drive")?,
         queues,
+        iothread: o.take("iothread"),
         serial: o.take("serial"),
         discard: o.take_bool("discard")?,
         write_cache: match o.take("write-cache").as_deref() {
@@ -299,6 +391,14 @@ impl BlkSpec {
 }
 
 impl DeviceSpec {
+    /// The thread that is to serve it, if one is named.
+    pub fn iothread(&self) -> Option<&str> {
+        match self {
+            DeviceSpec::Blk(spec) => spec.iothread.as_deref(),
+            _ => None,
+        }
+    }
+
     /// With its drive or character device.
     pub fn resolve(
         self,

@@ -36,6 +36,10 @@ const REFUSED: super::options::Refusals = &[
     ("trans", "Leave it out"),
     ("addr", "Use -device virtio-blk-pci,drive=ID,addr="),
     ("cache-size", "Give format= as well"),
+    ("stats-account-failed", "Leave it out; requests that fail are counted"),
+    ("stats-account-invalid", "Leave it out; requests that make no sense are not counted"),
+    ("stats-intervals", "Leave it out"),
+    ("file.aio-max-batch", "Leave it out"),
     ("throttling.", "See the manual for the limits that there are"),
 ];
 
@@ -71,6 +75,7 @@ fn is_image_key(key: &str) -> bool {
 /// `-drive`.
 pub fn drive(b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, Some("file"));
+    o.drop_usual(&[("copy-on-read", &["off"]), ("stats-account-failed", &["on"])]);
     let interface = o.take("if").unwrap_or_else(|| "ide".into());
     let only_backend = match interface.as_str() {
         "virtio" => false,

@@ -70,6 +70,18 @@ pub fn object(b: &mut Builder, text: &str) -> Result<()> {
             return Ok(());
         }
         "memory-backend-ram" | "memory-backend-file" | "memory-backend-memfd" => o.need("id")?,
+        // Queues of disks have threads of their own; those who measure them may name them.
+        "iothread" => {
+            b.iothreads.push(o.need("id")?);
+            return o.finish(&[
+                ("poll-max-ns", "Leave it out; queues wait in the kernel"),
+                ("poll-grow", "Leave it out; queues wait in the kernel"),
+                ("poll-shrink", "Leave it out; queues wait in the kernel"),
+                ("aio-max-batch", "Leave it out; a batch is what the guest has on its ring"),
+                ("thread-pool-min", "Leave it out; threads are started when they are needed"),
+                ("thread-pool-max", "Leave it out; a disk has 16 at most"),
+            ]);
+        }
         "rng-random" | "rng-builtin" => {
             let id = o.need("id")?;
             let file = if kind == "rng-random" { o.take("filename") } else { None };
@@ -78,8 +90,8 @@ pub fn object(b: &mut Builder, text: &str) -> Result<()> {
         }
         other => {
             return Err(Error::unsupported(format!("object '{other}' is not supported yet")).hint(
-                "memory-backend-ram, -file and -memfd, rng-random, rng-builtin, secret and \
-                     secret_keyring are",
+                "memory-backend-ram, -file and -memfd, rng-random, rng-builtin, iothread, secret \
+                     and secret_keyring are",
             ));
         }
     };

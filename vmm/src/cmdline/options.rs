@@ -1,7 +1,8 @@
 //! `key=value` lists: each parameter is taken once by whoever knows it; what is left over is an error.
 
 use imgcore::opts::list::{self, FirstItem, Item};
-use imgcore::opts::size;
+use imgcore::opts::tree::{Flat, Scalar};
+use imgcore::opts::{json, size};
 
 use crate::{Error, Result};
 
@@ -19,6 +20,36 @@ impl Options {
     pub fn parse(text: &str, first: Option<&'static str>) -> Self {
         let first = first.map_or(FirstItem::Flag, FirstItem::ValueOf);
         Options { items: list::parse(text, first) }
+    }
+
+    /// The same for an option that may also be a JSON object.
+    ///
+    /// # Errors
+    /// When it begins like one and is none.
+    pub fn parse_or_json(text: &str, first: &'static str) -> Result<Self> {
+        if !text.trim_start().starts_with('{') {
+            return Ok(Options::parse(text, Some(first)));
+        }
+        let flat = Flat::from_tree(json::parse(text)?)?;
+        let item = |(key, value): (&str, &Scalar)| Item {
+            key: key.to_owned(),
+            value: value.text().to_owned(),
+        };
+        Ok(Options { items: flat.iter().map(item).collect() })
+    }
+
+    /// Takes parameters whose value is what is so anyway; others stay, to be refused.
+    pub fn drop_usual(&mut self, usual: &[(&str, &[&str])]) {
+        // Booleans have several spellings.
+        let spelled = |value: &str| match boolean("", value) {
+            Ok(true) => "on".to_owned(),
+            Ok(false) => "off".to_owned(),
+            Err(_) => value.to_owned(),
+        };
+        self.items.retain(|item| {
+            let value = spelled(&item.value);
+            !usual.iter().any(|(key, values)| *key == item.key && values.contains(&value.as_str()))
+        });
     }
 
     /// The value of a parameter; the last one counts, as in QEMU.

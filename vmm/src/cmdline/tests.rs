@@ -455,3 +455,120 @@ fn nothing_is_silently_ignored() {
     }
     assert!(pages::help().contains("-daemonize"));
 }
+
+#[test]
+fn every_property_of_a_disk_works_or_is_named() {
+    let disk = |more: &str| {
+        format!(
+            "-kernel k -drive file=a,if=none,id=d,format=raw -device virtio-blk-pci,drive=d{more}"
+        )
+    };
+    let shown = |more: &str| {
+        let r = run(&disk(more));
+        match &r.machine.devices[0].kind {
+            DeviceKind::Blk { shown, queues, .. } => (shown.clone(), *queues, r.warnings.clone()),
+            other => panic!("{other:?}"),
+        }
+    };
+    // With the values that QEMU has when nothing is said.
+    let usual = "account-failed=auto account-invalid=auto aer=off any_layout=on ats=off bootindex=1 config-wce=on \
+        disable-legacy=auto disable-modern=off discard=on discard_granularity=4294967295 event_idx=on \
+        indirect_desc=on ioeventfd=on iommu_platform=off max-discard-sectors=4194303 \
+        max-write-zeroes-sectors=4194303 min_io_size=0 modern-pio-notify=off multifunction=off \
+        num-queues=65535 opt_io_size=0 packed=off page-per-vq=off queue-size=256 \
+        report-discard-granularity=on request-merging=on rerror=auto scsi=off seg-max-adjust=on \
+        share-rw=off vectors=3 werror=auto write-cache=auto write-zeroes=on";
+    for one in usual.split_whitespace() {
+        shown(&format!(",{one}"));
+    }
+    let refusals = "acpi-index=1 aer=on ats=on backend_defaults=on class=1 cyls=1 disable-modern=on event_idx=off \
+        failover_pair_id=x heads=1 indirect_desc=off ioeventfd=off iommu_platform=on lcyls=1 lheads=1 lsecs=1 \
+        multifunction=on packed=on page-per-vq=on queue_reset=on request-merging=off romfile=x rombar=2 \
+        romsize=1 scsi=on secs=1 seg-max-adjust=off share-rw=on iothread=io0 account-failed=off \
+        disable-legacy=on report-discard-granularity=off";
+    for one in refusals.split_whitespace() {
+        let said = refused(&disk(&format!(",{one}")));
+        let (name, _) = one.split_once('=').unwrap();
+        assert!(said.contains(name) && !said.contains("Invalid parameter"), "{one}: {said}");
+    }
+    let (config, queues, _) = shown(
+        ",logical_block_size=4k,physical_block_size=16k,min_io_size=16k,opt_io_size=1M,discard_granularity=64k,\
+         max-discard-sectors=2048,max-write-zeroes-sectors=1024,queue-size=64,num-queues=3",
+    );
+    assert_eq!((config.logical_block, config.physical_block), (4096, 16_384));
+    assert_eq!(
+        (config.min_io, config.opt_io, config.discard_granularity),
+        (16_384, 1 << 20, 65_536)
+    );
+    assert_eq!((config.max_discard, config.max_zeroes), (2048, 1024));
+    assert_eq!((config.queue_size, queues), (64, Some(3)));
+    for (more, what) in [
+        ("min_io_size=100", "min_io_size=100"),
+        ("min_io_size=33554432", "65535 times"),
+        ("logical_block_size=4k,opt_io_size=512", "opt_io_size=512"),
+        ("discard_granularity=1000", "discard_granularity=1000"),
+        ("max-discard-sectors=0", "max-discard-sectors=0"),
+        ("max-write-zeroes-sectors=4194305", "4194304 sectors"),
+        ("logical_block_size=4194304", "2 MiB"),
+        ("nonsense=1", "Invalid parameter 'nonsense'"),
+    ] {
+        let said = refused(&disk(&format!(",{more}")));
+        assert!(said.contains(what), "{more}: {said}");
+    }
+    let (_, _, warnings) = shown(",iothread=io0 -object iothread,id=io0");
+    assert!(warnings.iter().any(|w| w.contains("iothread=io0")), "{warnings:?}");
+    // As libvirt writes it.
+    let line = [
+        "-kernel",
+        "k",
+        "-blockdev",
+        r#"{"driver":"nbd","server":{"type":"unix","path":"/s"},"node-name":"s","read-only":false,"reconnect-delay":3}"#,
+        "-blockdev",
+        r#"{"node-name":"f","driver":"qcow2","file":"s","backing":null}"#,
+        "-device",
+        r#"{"driver":"virtio-blk-pci","bus":"pci.0","addr":"0x4","drive":"f","id":"virtio-disk0","bootindex":1,"share-rw":false,"write-cache":"on","min_io_size":4096}"#,
+    ];
+    let Parsed::Run(r) = parse(&line).unwrap() else { panic!() };
+    let device = &r.machine.devices[0];
+    assert_eq!((device.id.as_str(), device.slot), ("virtio-disk0", Some(4)));
+    let DeviceKind::Blk { drive, shown, .. } = &device.kind else { panic!() };
+    assert_eq!(shown.min_io, 4096);
+    assert_eq!(crate::block::remote::redials(&drive.image).count(), 1);
+    assert!(parse(&["-device", "{\"driver\":"]).is_err());
+}
+
+#[test]
+fn disks_on_servers() {
+    use crate::block::remote::{Confined, redials, servers};
+    let drive = |words: &str| {
+        let r = run(&format!("-kernel k {words}"));
+        match &r.machine.devices[0].kind {
+            DeviceKind::Blk { drive, .. } => (**drive).clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (words, name, again) in [
+        ("-drive file=nbd:h:10:exportname=e,if=virtio", "nbd:h:10:exportname=e", 0),
+        ("-drive file=nbd://h/e,if=virtio,format=raw", "nbd://h/e", 0),
+        ("-drive file=nbd://h/e,if=virtio,file.reconnect-delay=5", "nbd://h:10809/e", 1),
+        (
+            "-drive if=virtio,format=qcow2,file.driver=nbd,file.path=/s,file.export=e",
+            "nbd+unix:///e?socket=/s",
+            0,
+        ),
+        (
+            "-blockdev driver=nbd,node-name=n,host=h,port=7,reconnect-delay=1 \
+             -blockdev driver=qcow2,node-name=q,file=n -device virtio-blk-pci,drive=q",
+            "nbd://h:7",
+            1,
+        ),
+    ] {
+        let drive = drive(words);
+        assert_eq!(drive.image.name(), name, "{words}");
+        assert_eq!(redials(&drive.image).count(), again, "{words}");
+        assert_eq!((servers(&drive.image).count(), drive.confined), (1, Confined::Yes));
+    }
+    assert_eq!(drive("-drive file=nbd://h,if=virtio -sandbox off").confined, Confined::No);
+    assert!(refused("-kernel k -drive if=virtio").contains("'file' is missing"));
+    assert!(refused("-kernel k -drive file=nbd://h,if=virtio,file.nope=1").contains("nope"));
+}

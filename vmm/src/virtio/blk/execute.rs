@@ -6,7 +6,7 @@ use imgcore::graph::runs::Direction;
 
 use super::BlkConfig;
 use super::batch::{Group, HEADER, Item, Transfer};
-use super::request::{Malformed, Request, Segment, parse};
+use super::request::{Geometry, Malformed, Request, Segment, parse};
 use crate::Result;
 use crate::block::disk::{Outcome, Started};
 use crate::block::pool::Scratch;
@@ -25,7 +25,7 @@ const UNSUPPORTED: u8 = 2;
 pub struct Executor {
     disk: Arc<Disk>,
     id: [u8; 20],
-    block: u64,
+    geometry: Geometry,
 }
 
 /// How a request ended.
@@ -56,7 +56,14 @@ impl Executor {
         let mut id = [0; 20];
         let n = config.serial.len().min(id.len());
         id[..n].copy_from_slice(&config.serial.as_bytes()[..n]);
-        Executor { disk, id, block: config.logical_block.into() }
+        let block = u64::from(config.logical_block);
+        let geometry = Geometry {
+            len: disk.len() / block * block,
+            block,
+            max_discard: config.max_discard.into(),
+            max_zeroes: config.max_zeroes.into(),
+        };
+        Executor { disk, id, geometry }
     }
 
     /// The disk.
@@ -66,8 +73,7 @@ impl Executor {
 
     /// Reads what a request asks for.
     pub fn take_apart(&self, memory: &Memory, chain: Chain) -> Item {
-        let len = self.disk.len() / self.block * self.block;
-        let request = parse(memory, &chain, len, self.block);
+        let request = parse(memory, &chain, &self.geometry);
         Item { chain, request }
     }
 

@@ -43,8 +43,8 @@ const WRITEBACK: u64 = 32;
 
 /// Segments of a discard or write zeroes request.
 pub const MAX_SEGMENTS: u64 = 32;
-/// Sectors in one of them: 2 GiB.
-pub const MAX_SEGMENT_SECTORS: u64 = 1 << 22;
+/// Sectors in one of them at most: 2 GiB.
+pub const MAX_SEGMENT_SECTORS: u32 = 1 << 22;
 /// Size of a queue unless the user wants another.
 pub const QUEUE_SIZE: u16 = 256;
 
@@ -75,10 +75,20 @@ pub struct BlkConfig {
     pub write_zeroes: Offer,
     /// Turning the write cache on and off.
     pub config_wce: Offer,
-    /// Bytes of a logical block: 512 to 32768, a power of two.
+    /// Bytes of a logical block: 512 to 2 MiB, a power of two.
     pub logical_block: u32,
     /// Bytes of a physical block, at least a logical one.
     pub physical_block: u32,
+    /// Bytes that a transfer should have at least, whole logical blocks; 0: nothing is said.
+    pub min_io: u32,
+    /// Bytes that transfers are best made of, whole logical blocks; 0: nothing is said.
+    pub opt_io: u32,
+    /// Bytes that discards are best made of, whole logical blocks; 0: a logical block.
+    pub discard_granularity: u32,
+    /// Sectors of one range of a discard, 1 to [`MAX_SEGMENT_SECTORS`].
+    pub max_discard: u32,
+    /// Sectors of one range of a write zeroes request, the same.
+    pub max_zeroes: u32,
 }
 
 impl Default for BlkConfig {
@@ -93,6 +103,11 @@ impl Default for BlkConfig {
             config_wce: Offer::Yes,
             logical_block: 512,
             physical_block: 512,
+            min_io: 0,
+            opt_io: 0,
+            discard_granularity: 0,
+            max_discard: MAX_SEGMENT_SECTORS,
+            max_zeroes: MAX_SEGMENT_SECTORS,
         }
     }
 }
@@ -181,14 +196,16 @@ impl VirtioDevice for Blk {
         put_le(&mut c[20..24], logical);
         let ratio = self.config.physical_block / self.config.logical_block;
         put_le(&mut c[24..25], ratio.max(1).ilog2().into());
+        put_le(&mut c[26..28], u64::from(self.config.min_io) / logical);
+        put_le(&mut c[28..32], u64::from(self.config.opt_io) / logical);
         c[32] = u8::from(self.disk.write_cache() == WriteCache::Writeback);
         put_le(&mut c[34..36], self.config.queues.max(1).into());
-        for (sectors, segments) in [(36, 40), (48, 52)] {
-            put_le(&mut c[sectors..sectors + 4], MAX_SEGMENT_SECTORS);
-            put_le(&mut c[segments..segments + 4], MAX_SEGMENTS);
+        for (sectors, most) in [(36, self.config.max_discard), (48, self.config.max_zeroes)] {
+            put_le(&mut c[sectors..sectors + 4], most.into());
+            put_le(&mut c[sectors + 4..sectors + 8], MAX_SEGMENTS);
         }
         // Discards of single blocks are possible, though formats ignore parts of their units.
-        put_le(&mut c[44..48], logical / 512);
+        put_le(&mut c[44..48], u64::from(self.config.discard_granularity).max(logical) / 512);
         c[56] = 1;
         read_within(&c, offset, data);
     }

@@ -66,14 +66,21 @@ pub enum Malformed {
     Unsupported,
 }
 
-/// Takes a request apart. Ranges are checked against the disk of `disk_len` bytes, and are to be whole
-/// blocks of `block` bytes.
-pub fn parse(
-    memory: &Memory,
-    chain: &Chain,
-    disk_len: u64,
-    block: u64,
-) -> Result<Request, Malformed> {
+/// What requests have to fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of the disk, whole blocks.
+    pub len: u64,
+    /// Bytes of a block: ranges are whole ones.
+    pub block: u64,
+    /// Most sectors of a range that is discarded.
+    pub max_discard: u64,
+    /// Most sectors of a range that becomes zero.
+    pub max_zeroes: u64,
+}
+
+/// Takes a request apart. Ranges are checked against the disk.
+pub fn parse(memory: &Memory, chain: &Chain, disk: &Geometry) -> Result<Request, Malformed> {
     let room = chain.writable_len().checked_sub(1).ok_or(Malformed::NoStatus)?;
     let mut header = [0; 16];
     chain.read(memory, 0, &mut header).map_err(|_| Malformed::Error)?;
@@ -83,7 +90,7 @@ pub fn parse(
     let range = |len: u64| {
         let at = sector.checked_mul(SECTOR).ok_or(Malformed::Error)?;
         let end = at.checked_add(len).ok_or(Malformed::Error)?;
-        if !at.is_multiple_of(block) || !len.is_multiple_of(block) || end > disk_len {
+        if !at.is_multiple_of(disk.block) || !len.is_multiple_of(disk.block) || end > disk.len {
             Err(Malformed::Error)
         } else {
             Ok((at, len))
@@ -94,20 +101,20 @@ pub fn parse(
         1 => range(payload).map(|(at, len)| Request::Write { at, len }),
         4 => Ok(Request::Flush),
         8 => Ok(Request::GetId { len: room.min(ID_LEN) }),
-        11 => segments(memory, chain, payload, (disk_len, block), 0).map(Request::Discard),
-        13 => segments(memory, chain, payload, (disk_len, block), 1).map(Request::WriteZeroes),
+        11 => segments(memory, chain, disk, (disk.max_discard, 0)).map(Request::Discard),
+        13 => segments(memory, chain, disk, (disk.max_zeroes, 1)).map(Request::WriteZeroes),
         other => Ok(Request::Unknown(other)),
     }
 }
 
-/// `flags` are those allowed; the disk is its length and its block.
+/// Each has at most so many sectors; `flags` are those allowed.
 fn segments(
     memory: &Memory,
     chain: &Chain,
-    payload: u64,
-    (disk_len, block): (u64, u64),
-    flags: u64,
+    disk: &Geometry,
+    (most, flags): (u64, u64),
 ) -> Result<Vec<Segment>, Malformed> {
+    let payload = chain.readable_len().checked_sub(HEADER).ok_or(Malformed::Error)?;
     if payload == 0 || !payload.is_multiple_of(SEGMENT) || payload / SEGMENT > MAX_SEGMENTS {
         return Err(Malformed::Error);
     }
@@ -122,10 +129,10 @@ fn segments(
             }
             let at = sector.checked_mul(SECTOR).ok_or(Malformed::Error)?;
             let len = count * SECTOR;
-            let fits = count <= super::MAX_SEGMENT_SECTORS
-                && at.is_multiple_of(block)
-                && len.is_multiple_of(block)
-                && at.checked_add(len).is_some_and(|end| end <= disk_len);
+            let fits = count <= most
+                && at.is_multiple_of(disk.block)
+                && len.is_multiple_of(disk.block)
+                && at.checked_add(len).is_some_and(|end| end <= disk.len);
             if fits {
                 Ok(Segment { at, len, unmap: given & 1 != 0 })
             } else {

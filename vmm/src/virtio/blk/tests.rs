@@ -247,6 +247,11 @@ fn blocks_of_4096_bytes() {
         id: "d0".into(),
         logical_block: 4096,
         physical_block: 16_384,
+        min_io: 8192,
+        opt_io: 65_536,
+        discard_granularity: 8192,
+        max_discard: 64,
+        max_zeroes: 8,
         queue_size: 64,
         ..BlkConfig::default()
     };
@@ -255,6 +260,11 @@ fn blocks_of_4096_bytes() {
         (d.config(0, 8), d.config(20, 4), d.config(24, 1), d.config(12, 4)),
         (2048, 4096, 2, 62)
     );
+    assert_eq!((d.config(26, 2), d.config(28, 4), d.config(44, 4)), (2, 16, 16));
+    assert_eq!((d.config(36, 4), d.config(48, 4)), (64, 8));
+    let zeroes = |count: u32| [&[0; 8], &count.to_le_bytes()[..], &[0; 4]].concat();
+    assert_eq!(send(&mut d, 13, 0, &zeroes(8)), 0);
+    assert_eq!(send(&mut d, 13, 0, &zeroes(16)), 1, "more than was said");
     assert_eq!(send(&mut d, 1, 8, &[1; 4096]), 0);
     assert_eq!(send(&mut d, 1, 1, &[1; 4096]), 1);
     assert_eq!(send(&mut d, 1, 0, &[1; 512]), 1);

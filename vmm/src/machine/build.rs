@@ -88,7 +88,7 @@ impl Machine {
         // All threads so far open nothing (the one that loads the kernel), and change with this one (the C library sees
         // to that): who the process is can still be changed for all of it.
         caller.all_open()?;
-        let prepared = crate::sandbox::prepare(&config)?;
+        let prepared = crate::sandbox::prepare(&config, parts.disks.iter().map(|d| &*d.disk))?;
         let confinement = prepared.as_ref().map(|p| p.confinement.clone());
         notes.extend(prepared.into_iter().flat_map(|p| p.notes));
         let settings = VcpuSettings { pin: config.pin.clone(), confinement: confinement.clone() };

@@ -148,6 +148,7 @@ impl Machine {
     fn begin(&mut self) -> Result<()> {
         // Threads of monitors and character devices, which begin here, inherit it.
         if let Some(confinement) = &self.confinement {
+            confinement.enter_others(&self.group.thread_ids())?;
             confinement.enter(Kind::Machine)?;
         }
         self.finish_loading()?;

@@ -12,6 +12,7 @@ pub mod error;
 pub mod fat;
 pub mod filename;
 pub mod filter;
+mod given;
 pub mod http;
 pub mod human;
 pub mod json;

@@ -27,6 +27,7 @@ pub mod size;
 pub mod spec;
 pub mod ssh;
 pub mod throttle;
+pub mod tls;
 pub mod tree;
 pub mod value;
 

@@ -15,6 +15,8 @@
 //!
 //! [`throttle`] makes requests of any number of storages wait for common limits.
 //!
+//! [`tls`] encrypts connections that begin in plain text.
+//!
 //! [`opts`] holds QEMU's option languages (sizes, key=value lists, `json:` names) as pure functions.
 //!
 //! The library never prints, exits, or reads arguments or the environment. Bytes read from an image
@@ -34,5 +36,6 @@ pub mod ops;
 pub mod opts;
 pub mod storage;
 pub mod throttle;
+pub mod tls;
 
 pub use error::{Error, ErrorKind, Result};

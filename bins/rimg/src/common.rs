@@ -18,6 +18,7 @@ use imgcore::opts::secret::Secrets;
 use imgcore::storage::CacheMode;
 use imgcore::storage::http::{self, Opened};
 use imgcore::throttle::ThrottleGroup;
+use imgcore::tls::Credentials;
 
 use crate::args::getopt::Given;
 use crate::args::{self, help};
@@ -150,6 +151,12 @@ impl<'a> Common<'a> {
                 self.secrets.add(secret)?;
             }
             ObjectDef::ThrottleGroup(def) => self.secrets.add_group(ThrottleGroup::new(def))?,
+            ObjectDef::Tls(def) => {
+                let password =
+                    def.password.as_deref().map(|id| self.secrets.get(id)).transpose()?;
+                let credentials = Credentials::load(&def, password)?;
+                self.secrets.add_credentials(def.id, credentials)?;
+            }
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub(super) fn open(
     secrets: &Secrets,
 ) -> Result<Arc<dyn Storage>> {
     match remote {
-        Remote::Nbd(target) => Ok(Arc::new(NbdStorage::open(target, options)?)),
+        Remote::Nbd(target) => Ok(Arc::new(NbdStorage::open(target, options, secrets)?)),
         Remote::Http(_) if options.writable => {
             Err(Error::new(ErrorKind::ReadOnly, "curl driver does not support writes")
                 .hint("files on web servers can only be read; convert them to a file"))

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use super::OptError;
+use super::given::Given;
 use super::nbd::decoded;
 use super::value;
 use crate::crypto::SecretBytes;
@@ -122,11 +123,8 @@ impl HttpTarget {
         filename: Option<&str>,
         options: &[(String, String)],
     ) -> Result<Self, OptError> {
-        let mut left = options.to_vec();
-        let mut take = |name: &str| {
-            let at = left.iter().position(|(key, _)| key == name)?;
-            Some(left.swap_remove(at).1)
-        };
+        let mut given = Given::new(driver, options);
+        let mut take = |name: &str| given.take(&[name]);
         let url = take("url").or_else(|| filename.map(str::to_owned)).ok_or_else(|| {
             OptError::new(format!("{driver} block driver requires an 'url' option"))
         })?;
@@ -181,18 +179,7 @@ impl HttpTarget {
         if target.password.is_some() && target.username.is_none() {
             return Err(OptError::new("password-secret needs a username"));
         }
-        if let Some((key, _)) = left.first() {
-            let refusal = OptError::new(format!(
-                "Block protocol '{driver}' doesn't support the option '{key}'"
-            ));
-            return Err(if key.starts_with("proxy-") {
-                refusal.hint(
-                    "the variables http_proxy and https_proxy may hold the proxy's user and password",
-                )
-            } else {
-                refusal
-            });
-        }
+        given.end()?;
         Ok(target)
     }
 

@@ -12,6 +12,7 @@ pub mod error;
 pub mod fat;
 pub mod filename;
 pub mod filter;
+mod given;
 pub mod http;
 pub mod human;
 pub mod json;
@@ -26,6 +27,7 @@ pub mod size;
 pub mod spec;
 pub mod ssh;
 pub mod throttle;
+pub mod tls;
 pub mod tree;
 pub mod value;
 

@@ -1,12 +1,17 @@
 //! Where an NBD export is: `nbd:HOST:PORT`, `nbd://HOST/NAME`, `nbd+unix:///NAME?socket=PATH`, and the
 //! options of `driver=nbd`.
 //!
-//! URIs are those of `doc/uri.md` of the NBD project; the form with colons is QEMU's older one.
+//! URIs are those of `doc/uri.md` of the NBD project; the form with colons is QEMU's older one. `nbds` in the place of
+//! `nbd` means TLS; how it is spoken is said in the query, by the names that libnbd has for it: `tls-certificates=FOLDER`,
+//! `tls-hostname=NAME`, `tls-verify-peer=true|false`. The options of `driver=nbd` are QEMU's: `tls-creds=ID` and
+//! `tls-hostname=NAME`.
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use super::OptError;
+use super::given::Given;
+use super::tls::VerifyPeer;
 use crate::nbd::{DEFAULT_PORT, MAX_STRING};
 
 /// The server's address.
@@ -26,6 +31,21 @@ pub enum NbdServer {
     },
 }
 
+/// Where the credentials for TLS come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NbdTls {
+    /// From the object of this identifier (`tls-creds=ID`).
+    Object(String),
+    /// From an `nbds` URI.
+    Uri {
+        /// Folder of certificates, with the names of `tls-creds-x509`. Without: no certificate of our own, and the
+        /// authorities that the system trusts.
+        dir: Option<String>,
+        /// Whether the server is checked.
+        verify: VerifyPeer,
+    },
+}
+
 /// An export of a server, and how patiently it is spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdTarget {
@@ -33,6 +53,10 @@ pub struct NbdTarget {
     pub server: NbdServer,
     /// Name of the export; may be empty.
     pub export: String,
+    /// Over TLS, and never in plain text.
+    pub tls: Option<NbdTls>,
+    /// The name in the server's certificate, where it is not the host's.
+    pub tls_hostname: Option<String>,
     /// After a connection broke: how long a new one is tried before requests fail. Zero: not at all.
     pub reconnect_delay: Duration,
     /// How long the first connection is tried. Zero: once.
@@ -40,24 +64,41 @@ pub struct NbdTarget {
 }
 
 impl NbdTarget {
-    fn new(server: NbdServer, export: String) -> Result<Self, OptError> {
+    /// An export in plain text.
+    ///
+    /// # Errors
+    /// A name that is longer than the protocol allows.
+    pub fn new(server: NbdServer, export: String) -> Result<Self, OptError> {
         if crate::num::len_u64(export.len()) > u64::from(MAX_STRING) {
             return Err(OptError::new(format!(
                 "NBD export name is longer than {MAX_STRING} bytes"
             )));
         }
         let zero = Duration::ZERO;
-        Ok(NbdTarget { server, export, reconnect_delay: zero, open_timeout: zero })
+        Ok(NbdTarget {
+            server,
+            export,
+            tls: None,
+            tls_hostname: None,
+            reconnect_delay: zero,
+            open_timeout: zero,
+        })
+    }
+
+    /// The name that the server's certificate must have, if there is one.
+    pub fn host_name(&self) -> Option<&str> {
+        match (&self.tls_hostname, &self.server) {
+            (Some(name), _) => Some(name),
+            (None, NbdServer::Inet { host, .. }) => Some(host),
+            (None, NbdServer::Unix { .. }) => None,
+        }
     }
 
     /// From a file name with an NBD prefix.
     pub fn parse(name: &str) -> Result<Self, OptError> {
         let (scheme, rest) = name.split_once(':').unwrap_or((name, ""));
-        if scheme.starts_with("nbds") {
-            return Err(no_tls());
-        }
         if let Some(rest) = rest.strip_prefix("//") {
-            return from_uri(scheme == "nbd+unix", rest, name);
+            return from_uri(scheme, rest, name);
         }
         if scheme != "nbd" {
             return Err(bad_address(rest));
@@ -77,11 +118,8 @@ impl NbdTarget {
         filename: Option<&str>,
         options: &[(String, String)],
     ) -> Result<Self, OptError> {
-        let mut left = options.to_vec();
-        let mut take = |names: &[&str]| {
-            let at = left.iter().position(|(key, _)| names.contains(&key.as_str()))?;
-            Some(left.swap_remove(at).1)
-        };
+        let mut given = Given::new("nbd", options);
+        let mut take = |names: &[&str]| given.take(names);
         let kind = take(&["server.type"]);
         let path = take(&["server.path", "server.data.path", "path"]);
         let host = take(&["server.host", "server.data.host", "host"]);
@@ -89,14 +127,8 @@ impl NbdTarget {
         let export = take(&["export"]);
         let delay = seconds("reconnect-delay", take(&["reconnect-delay"]))?;
         let timeout = seconds("open-timeout", take(&["open-timeout"]))?;
-        if left.iter().any(|(key, _)| key.starts_with("tls-")) {
-            return Err(no_tls());
-        }
-        if let Some((key, _)) = left.first() {
-            return Err(OptError::new(format!(
-                "Block protocol 'nbd' doesn't support the option '{key}'"
-            )));
-        }
+        let (creds, tls_hostname) = (take(&["tls-creds"]), take(&["tls-hostname"]));
+        given.end()?;
         let server = match (kind.as_deref(), path, host, port) {
             (None | Some("unix"), Some(path), None, None) => Some(unix(&path)?),
             (None | Some("inet"), None, Some(host), port) => {
@@ -138,32 +170,49 @@ impl NbdTarget {
         };
         target.reconnect_delay = delay;
         target.open_timeout = timeout;
+        if creds.is_some() && target.tls.is_some() {
+            return Err(OptError::new("tls-creds and an nbds URI exclude each other"));
+        }
+        target.tls = creds.map(NbdTls::Object).or(target.tls);
+        if target.tls.is_none() && tls_hostname.is_some() {
+            return Err(OptError::new("tls-hostname is not permitted without tls-creds"));
+        }
+        target.tls_hostname = tls_hostname.or(target.tls_hostname);
         Ok(target)
     }
 
-    /// As a URI, which is how QEMU shows it however it was given.
+    /// As a URI, which is how QEMU shows it however it was given. Credentials that an object has are not part of it.
     pub fn uri(&self) -> String {
-        match &self.server {
+        let mut query = Vec::new();
+        let s = match &self.tls {
+            None | Some(NbdTls::Object(_)) => "",
+            Some(NbdTls::Uri { dir, verify }) => {
+                query.extend(dir.iter().map(|dir| ("tls-certificates", dir.as_str())));
+                query.extend(self.tls_hostname.iter().map(|name| ("tls-hostname", name.as_str())));
+                if *verify == VerifyPeer::No {
+                    query.push(("tls-verify-peer", "false"));
+                }
+                "s"
+            }
+        };
+        let slash = if self.export.is_empty() { "" } else { "/" };
+        let export = encoded(&self.export);
+        let mut uri = match &self.server {
             NbdServer::Inet { host, port } => {
-                let mut uri = String::from("nbd://");
-                if host.contains(':') {
-                    let _ = write!(uri, "[{host}]");
-                } else {
-                    uri.push_str(&encoded(host));
-                }
-                let _ = write!(uri, ":{port}");
-                if !self.export.is_empty() {
-                    uri.push('/');
-                    uri.push_str(&encoded(&self.export));
-                }
-                uri
+                let bracketed = format!("[{host}]");
+                let host = if host.contains(':') { bracketed } else { encoded(host) };
+                format!("nbd{s}://{host}:{port}{slash}{export}")
             }
             NbdServer::Unix { path } => {
-                let slash = if self.export.is_empty() { "" } else { "/" };
-                let (export, path) = (encoded(&self.export), encoded(path));
-                format!("nbd+unix://{slash}{export}?socket={path}")
+                query.insert(0, ("socket", path));
+                format!("nbd{s}+unix://{slash}{export}")
             }
+        };
+        for (n, (key, value)) in query.iter().enumerate() {
+            let mark = if n == 0 { '?' } else { '&' };
+            let _ = write!(uri, "{mark}{key}={}", encoded(value));
         }
+        uri
     }
 
     /// The server alone, for messages: `HOST:PORT` or the socket's path.
@@ -173,11 +222,6 @@ impl NbdTarget {
             NbdServer::Unix { path } => path.clone(),
         }
     }
-}
-
-fn no_tls() -> OptError {
-    OptError::new("NBD over TLS is not supported")
-        .hint("reach the server through a tunnel (ssh -L, stunnel) and a UNIX socket or localhost")
 }
 
 fn bad_address(text: &str) -> OptError {
@@ -200,7 +244,7 @@ fn bare_host(text: &str) -> Option<String> {
     (!host.is_empty() && !host.contains(['[', ']', '\0'])).then(|| host.to_owned())
 }
 
-fn from_uri(socket: bool, rest: &str, whole: &str) -> Result<NbdTarget, OptError> {
+fn from_uri(scheme: &str, rest: &str, whole: &str) -> Result<NbdTarget, OptError> {
     let bad = || OptError::new(format!("'{whole}' is not a valid NBD URI"));
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = match rest.find('/') {
@@ -208,10 +252,13 @@ fn from_uri(socket: bool, rest: &str, whole: &str) -> Result<NbdTarget, OptError
         None => (rest, ""),
     };
     let export = decoded(path).ok_or_else(bad)?;
-    if !socket {
-        if !query.is_empty() {
+    let mut query = Query::parse(query).ok_or_else(bad)?;
+    let server = if scheme.ends_with("+unix") {
+        if !authority.is_empty() {
             return Err(bad());
         }
+        unix(&query.take("socket").ok_or_else(bad)?)?
+    } else {
         let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.contains(']') => (host, port),
@@ -220,14 +267,42 @@ fn from_uri(socket: bool, rest: &str, whole: &str) -> Result<NbdTarget, OptError
         let port = if port.is_empty() { DEFAULT_PORT } else { port.parse().map_err(|_| bad())? };
         let host = if host.is_empty() { "localhost" } else { host };
         let host = decoded(&bare_host(host).ok_or_else(bad)?).ok_or_else(bad)?;
-        return NbdTarget::new(NbdServer::Inet { host, port }, export);
+        NbdServer::Inet { host, port }
+    };
+    let mut target = NbdTarget::new(server, export)?;
+    if scheme.starts_with("nbds") {
+        let verify = match query.take("tls-verify-peer").as_deref() {
+            None | Some("true" | "1") => VerifyPeer::Yes,
+            Some("false" | "0") => VerifyPeer::No,
+            Some(_) => return Err(bad().hint("tls-verify-peer is 'true' or 'false'")),
+        };
+        target.tls = Some(NbdTls::Uri { dir: query.take("tls-certificates"), verify });
+        target.tls_hostname = query.take("tls-hostname");
     }
-    // The socket is named in the query, and nothing else is.
-    let path = query.strip_prefix("socket=").filter(|p| !p.contains('&')).ok_or_else(bad)?;
-    if !authority.is_empty() {
-        return Err(bad());
+    match query.0.first() {
+        None => Ok(target),
+        Some((key, _)) => Err(bad().hint(format!("'{key}' is not known in '{scheme}' URIs"))),
     }
-    NbdTarget::new(unix(&decoded(path).ok_or_else(bad)?)?, export)
+}
+
+/// What stands behind the question mark of a URI, not yet taken.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// `None` for what is no list of names and values.
+    fn parse(text: &str) -> Option<Self> {
+        let parts = text.split('&').filter(|part| !part.is_empty());
+        let pair = |part: &str| {
+            let (key, value) = part.split_once('=')?;
+            Some((decoded(key)?, decoded(value)?))
+        };
+        parts.map(pair).collect::<Option<_>>().map(Query)
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(key, _)| key == name)?;
+        Some(self.0.remove(at).1)
+    }
 }
 
 fn seconds(name: &str, text: Option<String>) -> Result<Duration, OptError> {
@@ -295,7 +370,17 @@ mod tests {
             ("nbd:", "error parsing address ''"),
             ("nbd:h:99999", "error parsing address 'h:99999'"),
             ("nbd:unix:", "the path of an NBD socket is missing"),
-            ("nbds://h/x", "NBD over TLS is not supported"),
+            ("nbds://h/x", "nbds://h:10809/x"),
+            ("nbds://?tls-verify-peer=false", "nbds://localhost:10809?tls-verify-peer=false"),
+            (
+                "nbds+unix:///x?tls-hostname=h&tls-certificates=/a%26b&socket=/s",
+                "nbds+unix:///x?socket=/s&tls-certificates=/a%26b&tls-hostname=h",
+            ),
+            ("nbds://h?tls-foo=x", "'nbds://h?tls-foo=x' is not a valid NBD URI"),
+            ("nbds://h?tls-verify-peer=x", "'nbds://h?tls-verify-peer=x' is not a valid NBD URI"),
+            ("nbd://h?tls-hostname=x", "'nbd://h?tls-hostname=x' is not a valid NBD URI"),
+            ("nbds+unix:///x", "'nbds+unix:///x' is not a valid NBD URI"),
+            ("nbds:h:1", "error parsing address 'h:1'"),
             ("nbd+unix:///x", "'nbd+unix:///x' is not a valid NBD URI"),
             ("nbd://h/%zz", "'nbd://h/%zz' is not a valid NBD URI"),
             ("nbd://h/%00", "'nbd://h/%00' is not a valid NBD URI"),
@@ -329,12 +414,17 @@ mod tests {
                 "Block protocol 'nbd' doesn't support the option 'server.cid'",
             ),
             ("host=h,port=x", "NBD port 'x' is not a number up to 65535"),
-            ("host=h,tls-creds=a", "NBD over TLS is not supported"),
+            ("host=h,tls-creds=a,tls-hostname=b", "nbd://h:10809"),
+            ("host=h,tls-hostname=b", "tls-hostname is not permitted without tls-creds"),
             ("host=h,foo=a", "Block protocol 'nbd' doesn't support the option 'foo'"),
         ] {
             assert_eq!(shown(text), wanted, "{text}");
         }
         let target = from("host=h,reconnect-delay=5,open-timeout=7").unwrap();
+        assert_eq!(target.host_name(), Some("h"));
+        let encrypted = from("path=/s,tls-creds=a,tls-hostname=b").unwrap();
+        assert_eq!(encrypted.tls, Some(NbdTls::Object("a".to_owned())));
+        assert_eq!(encrypted.host_name(), Some("b"));
         assert_eq!((target.reconnect_delay.as_secs(), target.open_timeout.as_secs()), (5, 7));
     }
 }

@@ -5,6 +5,7 @@ use super::json;
 use super::list::{self, FirstItem};
 use super::secret::{self, SecretDef, check_id};
 use super::throttle::ThrottleDef;
+use super::tls::{self, TlsDef};
 use super::tree::Flat;
 
 /// An object, not yet made.
@@ -14,6 +15,8 @@ pub enum ObjectDef {
     Secret(SecretDef),
     /// Limits.
     ThrottleGroup(ThrottleDef),
+    /// Certificates and keys.
+    Tls(TlsDef),
 }
 
 /// Parses the argument of `--object`: a list, or a JSON object.
@@ -23,16 +26,24 @@ pub fn parse(text: &str) -> Result<ObjectDef, OptError> {
     } else {
         Flat::from_items(&list::parse(text, FirstItem::ValueOf("qom-type")))
     };
-    if flat.take_text("qom-type").as_deref() != Some("throttle-group") {
+    let kind = flat.take_text("qom-type").unwrap_or_default();
+    if let Some(refusal) = tls::refused(&kind) {
+        return Err(refusal);
+    }
+    if !matches!(kind.as_str(), "throttle-group" | "tls-creds-x509") {
         return secret::parse(text).map(ObjectDef::Secret);
     }
     let id = flat.take_text("id").ok_or_else(|| OptError::new("Parameter 'id' is missing"))?;
     check_id(&id)?;
-    let def = ThrottleDef::take(id, &mut flat)?;
+    let def = if kind == "throttle-group" {
+        ObjectDef::ThrottleGroup(ThrottleDef::take(id, &mut flat)?)
+    } else {
+        ObjectDef::Tls(TlsDef::take(id, &mut flat)?)
+    };
     if let Some((key, _)) = flat.iter().next() {
         return Err(OptError::new(format!("Parameter '{key}' is unexpected")));
     }
-    Ok(ObjectDef::ThrottleGroup(def))
+    Ok(def)
 }
 
 #[cfg(test)]

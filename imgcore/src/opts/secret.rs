@@ -13,6 +13,7 @@ use super::list::{self, FirstItem};
 use super::tree::{Flat, Scalar};
 use crate::crypto::{Cipher, SecretBytes, raw_cbc_decrypt};
 use crate::throttle::ThrottleGroup;
+use crate::tls::Credentials;
 
 /// How the data of a secret are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,10 +87,6 @@ const OTHER_OBJECTS: &[&str] = &[
     "main-loop",
     "pr-manager-helper",
     "thread-context",
-    "throttle-group",
-    "tls-creds-anon",
-    "tls-creds-psk",
-    "tls-creds-x509",
 ];
 
 /// Parses the argument of `--object`: a list, or a JSON object.
@@ -103,7 +100,7 @@ pub fn parse(text: &str) -> Result<SecretDef, OptError> {
     if !matches!(kind.as_str(), "secret" | "secret_keyring") {
         return Err(if OTHER_OBJECTS.contains(&kind.as_str()) {
             OptError::new(format!("Objects of type '{kind}' are not supported"))
-                .hint("only 'secret' objects are: --object secret,id=ID,file=NAME")
+                .hint("those are: secret, secret_keyring, throttle-group, tls-creds-x509")
         } else {
             OptError::not_accepted("qom-type", &kind)
         });
@@ -266,11 +263,12 @@ pub trait Ask: Send + Sync {
 }
 
 /// The objects of a command, by identifier: its secrets, and who is asked where none is named; its groups of
-/// limits.
+/// limits; its credentials for TLS.
 #[derive(Clone, Default)]
 pub struct Secrets {
     list: Vec<Arc<Secret>>,
     groups: Vec<Arc<ThrottleGroup>>,
+    credentials: Vec<(String, Credentials)>,
     ask: Option<Arc<dyn Ask>>,
 }
 
@@ -295,16 +293,43 @@ impl Secrets {
         Ok(())
     }
 
+    /// Adds credentials; each identifier once.
+    pub fn add_credentials(
+        &mut self,
+        id: String,
+        credentials: Credentials,
+    ) -> Result<(), OptError> {
+        self.check_new(&id)?;
+        self.credentials.push((id, credentials));
+        Ok(())
+    }
+
+    /// The credentials of this identifier.
+    pub fn credentials(&self, id: &str) -> Result<&Credentials, OptError> {
+        let found = self.credentials.iter().find(|(known, _)| known == id);
+        found.map(|(_, credentials)| credentials).ok_or_else(|| {
+            OptError::new(if self.is_known(id) {
+                format!("Object with id '{id}' is not TLS credentials")
+            } else {
+                format!("No TLS credentials with id '{id}'")
+            })
+        })
+    }
+
     /// The group of limits of this identifier.
     pub fn group(&self, id: &str) -> Result<Arc<ThrottleGroup>, OptError> {
         let found = self.groups.iter().find(|g| g.id() == id);
         found.cloned().ok_or_else(|| OptError::new(format!("Throttle group '{id}' does not exist")))
     }
 
+    fn is_known(&self, id: &str) -> bool {
+        self.list.iter().any(|s| s.id == id)
+            || self.groups.iter().any(|g| g.id() == id)
+            || self.credentials.iter().any(|(known, _)| known == id)
+    }
+
     fn check_new(&self, id: &str) -> Result<(), OptError> {
-        let known =
-            self.list.iter().any(|s| s.id == id) || self.groups.iter().any(|g| g.id() == id);
-        if known {
+        if self.is_known(id) {
             return Err(OptError::new(format!(
                 "attempt to add duplicate property '{id}' to object (type 'container')"
             )));

@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
 use super::OptError;
+use super::given::Given;
 use super::nbd::{decoded, encoded};
 
 /// Port of the protocol (RFC 4253, 4.1).
@@ -248,11 +249,8 @@ impl SshTarget {
         filename: Option<&str>,
         options: &[(String, String)],
     ) -> Result<Self, OptError> {
-        let mut left = options.to_vec();
-        let mut take = |names: &[&str]| {
-            let at = left.iter().position(|(key, _)| names.contains(&key.as_str()))?;
-            Some(left.swap_remove(at).1)
-        };
+        let mut given = Given::new("ssh", options);
+        let mut take = |names: &[&str]| given.take(names);
         let host = take(&["server.host", "host"]);
         let port = take(&["server.port", "port"]);
         let (path, user) = (take(&["path"]), take(&["user"]));
@@ -262,11 +260,7 @@ impl SshTarget {
             take(&["host-key-check.type"]),
             take(&["host-key-check.hash"]),
         );
-        if let Some((key, _)) = left.first() {
-            return Err(OptError::new(format!(
-                "Block protocol 'ssh' doesn't support the option '{key}'"
-            )));
-        }
+        given.end()?;
         let mut target = match filename {
             Some(_) if host.is_some() || path.is_some() || port.is_some() => {
                 return Err(OptError::new(

@@ -36,7 +36,8 @@ pub fn program(program: &str) -> String {
     text.push_str(&format!(
         "'{program} COMMAND --help' explains a command, with examples.\n\
          An image name may also be json:{{...}}, as for qemu-img, or the address of what is not a file here:\n\
-         nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, http://HOST/PATH, https://HOST/PATH,\n\
+         nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbds://HOST/EXPORT (over TLS),\n\
+         http://HOST/PATH, https://HOST/PATH,\n\
          {}{}fat:DIR (a folder as a FAT disk), null-co:// (a disk that keeps nothing).\n",
         if cfg!(feature = "ssh") { "ssh://USER@HOST/PATH, " } else { "" },
         if cfg!(feature = "rbd") { "rbd:POOL/IMAGE, " } else { "" }

@@ -11,9 +11,11 @@ pub const SERVE: Command = Command {
     about: "Export an image over the network (NBD server)",
     details: "Offers the guest's disk of an image of any format, with all that lies below it, to NBD \
         clients: the kernel's nbd-client, nbdcopy, QEMU, rimg itself. Clients may write to it \
-        unless -r or -l is given. There is no encryption and no password: whoever reaches the address \
-        has the disk, so it is the loopback address unless -b names another, and a UNIX socket (-k) is \
-        safer still. A socket that systemd or libnbd has opened (LISTEN_FDS) is taken instead of one of our \
+        unless -r or -l is given. Without --tls-creds there is no encryption and no password: whoever \
+        reaches the address has the disk, so it is the loopback address unless -b names another, and a \
+        UNIX socket (-k) is safer still. With --tls-creds ID (and --object tls-creds-x509,id=ID,\
+        dir=FOLDER,endpoint=server) clients come over TLS only, and need a certificate that the \
+        authority in FOLDER/ca-cert.pem has signed, unless the object says verify-peer=off. A socket that systemd or libnbd has opened (LISTEN_FDS) is taken instead of one of our \
         own. SIGTERM and SIGINT end the server; the image is then flushed and closed.",
     positionals: &[IMAGE],
     opts: &[
@@ -40,6 +42,13 @@ pub const SERVE: Command = Command {
             "Seconds for a client to agree upon an export (default 10)",
         )
         .under("Connections"),
+        val(
+            None,
+            "tls-creds",
+            "ID",
+            "Let clients come over TLS only, with the credentials of this object",
+        )
+        .under("Connections"),
         flag(Some('A'), "allocation-depth", "Tell clients which image of the chain has a range")
             .under("Metadata"),
         val(Some('B'), "bitmap", "NAME", "Tell clients what a persistent bitmap says is dirty")
@@ -57,7 +66,6 @@ pub const SERVE: Command = Command {
         flag(None, "fork", "Go on in the background once clients can connect").under("Process"),
         val(None, "pid-file", "PATH", "Write the server's process ID to PATH").under("Process"),
         flag(None, "in-background", "The server process of --fork").hidden(),
-        val(None, "tls-creds", "ID", "Not supported").hidden(),
         val(None, "tls-authz", "ID", "Not supported").hidden(),
         val(None, "tls-hostname", "NAME", "Not supported").hidden(),
         QUIET,
@@ -72,6 +80,11 @@ pub const SERVE: Command = Command {
             "In the background",
         ),
         ("rimg serve -p 0 disk.vmdk", "Any free port; it is printed"),
+        (
+            "rimg serve -b 0.0.0.0 -e 0 -t --object tls-creds-x509,id=t,dir=/etc/pki/rimg,endpoint=server \
+             --tls-creds t disk.qcow2",
+            "To other hosts, over TLS",
+        ),
         (
             "nbdcopy -- [ rimg serve -r disk.vmdk ] disk.raw",
             "Started by its client, and ended with it",

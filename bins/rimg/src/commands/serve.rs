@@ -16,8 +16,9 @@ use imgcore::graph::open::{DetectZeroes, Discard};
 use imgcore::ops::selector;
 use imgcore::ops::serve::{self, Lifetime, Listener, ServeOptions};
 use imgcore::opts::http::without_credentials;
-use imgcore::opts::nbd::{NbdServer, NbdTarget};
+use imgcore::opts::nbd::{NbdServer, NbdTarget, NbdTls};
 use imgcore::opts::size;
+use imgcore::opts::tls::VerifyPeer;
 use imgcore::storage::CacheMode;
 
 use crate::activation;
@@ -46,6 +47,7 @@ struct Wish {
     fork: bool,
     in_background: bool,
     pid_file: Option<String>,
+    tls_creds: Option<String>,
 }
 
 /// Runs it.
@@ -57,6 +59,13 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
     }
     let name = common.one_image(parser.positionals())?;
     wish.check()?;
+    if let Some(id) = &wish.tls_creds {
+        let failed = |e| Failure::from(imgcore::Error::from(e)).prefix("Failed to get TLS creds");
+        let credentials = common.secrets.credentials(id).map_err(failed)?;
+        let server = credentials.server();
+        let server = server.map_err(|e| Failure::from(e).prefix("Failed to get TLS creds"))?;
+        wish.options.tls = Some(server);
+    }
     if wish.fork && !wish.in_background {
         return in_background(session);
     }
@@ -90,11 +99,28 @@ pub fn run(session: &Session, mut parser: Parser) -> Result<u8, Failure> {
         signals::leave_terminal()
             .map_err(|e| Failure::new(format!("Could not leave the terminal: {}", plain(&e))))?;
     }
-    let result = serve::serve(&node, &wish.options, &listener, &|| end.load(Ordering::Relaxed));
+    let control = Control { end, program: &session.program };
+    let result = serve::serve(&node, &wish.options, &listener, &control);
     // The image is left clean whatever became of the clients; the first error is the one that counts.
     let closed = node.close();
     result.and(closed)?;
     Ok(0)
+}
+
+/// Ends the server at a signal, and tells whom it did not let in.
+struct Control<'a> {
+    end: Arc<AtomicBool>,
+    program: &'a str,
+}
+
+impl serve::Control for Control<'_> {
+    fn stop(&self) -> bool {
+        self.end.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self, why: &str) {
+        eprintln!("{}: a client was not let in: {why}", self.program);
+    }
 }
 
 impl Wish {
@@ -150,12 +176,19 @@ impl Wish {
             "fork" => self.fork = true,
             "in-background" => self.in_background = true,
             "pid-file" => self.pid_file = Some(value),
-            "tls-creds" | "tls-authz" | "tls-hostname" => {
-                return Err(Failure::new(format!(
-                    "--{} is not supported: this server has no TLS; listen at a UNIX socket or the \
-                     loopback address and let a tunnel (ssh, stunnel) carry the connection",
-                    given.id
-                )));
+            "tls-creds" => self.tls_creds = Some(value),
+            "tls-authz" => {
+                return Err(Failure::new(
+                    "--tls-authz is not supported: every client whose certificate the authority of \
+                     ca-cert.pem has signed is let in; let an authority of its own sign those that \
+                     may come",
+                ));
+            }
+            "tls-hostname" => {
+                return Err(Failure::new(
+                    "--tls-hostname is not permitted: a server checks no host name; clients name it \
+                     (tls-hostname= of driver=nbd, or of an nbds URI)",
+                ));
             }
             id => common.take(Given { id, value })?,
         }
@@ -210,9 +243,11 @@ impl Wish {
                 (Listener::Tcp(listener), NbdServer::Inet { host, port })
             }
         };
-        let zero = Duration::ZERO;
-        let export = self.options.name.clone();
-        Ok((listener, NbdTarget { server, export, reconnect_delay: zero, open_timeout: zero }))
+        let mut target = NbdTarget::new(server, self.options.name.clone())?;
+        if self.options.tls.is_some() {
+            target.tls = Some(NbdTls::Uri { dir: None, verify: VerifyPeer::Yes });
+        }
+        Ok((listener, target))
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use imgcore::graph::gate::folder_of;
 use imgcore::graph::open::{BackingChoice, OpenRequest};
 use imgcore::opts::filter::Filter;
+use imgcore::opts::nbd::NbdTls;
 use imgcore::opts::rbd::RbdTarget;
 use imgcore::opts::remote::Remote;
 use imgcore::storage::culprit;
@@ -188,7 +189,13 @@ impl Plan {
         match request.remote.as_deref() {
             Some(Remote::Fat(target)) => self.read_folder(Path::new(&target.dir)),
             Some(Remote::Null(_)) => {}
-            Some(Remote::Nbd(_) | Remote::Http(_)) => self.use_network(),
+            Some(Remote::Nbd(target)) => {
+                self.use_network();
+                if let Some(NbdTls::Uri { dir: Some(dir), .. }) = &target.tls {
+                    self.read_folder(Path::new(dir));
+                }
+            }
+            Some(Remote::Http(_)) => self.use_network(),
             Some(Remote::Ssh(_)) => self.use_ssh(),
             Some(Remote::Rbd(target)) => self.use_rbd(target),
             None if request.filename.is_empty() => {}

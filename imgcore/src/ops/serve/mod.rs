@@ -22,12 +22,14 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustls::ServerConfig;
+
 use super::{ImageArg, Job};
 use crate::format::{Access, SnapshotSelector};
 use crate::graph::Node;
 use crate::graph::open::OpenOptions;
 use crate::storage::nbd::stream::Stream;
-use crate::{Error, Result};
+use crate::{Error, Result, tls};
 use context::Contexts;
 
 /// How often the listener looks whether it is to stop.
@@ -61,6 +63,8 @@ pub struct ServeOptions {
     pub allocation_depth: bool,
     /// Tell `qemu:dirty-bitmap:NAME`.
     pub bitmap: Option<String>,
+    /// Clients come over TLS, and see nothing of the export before. Without: in plain text.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 impl Default for ServeOptions {
@@ -73,6 +77,7 @@ impl Default for ServeOptions {
             handshake_limit: Duration::from_secs(10),
             allocation_depth: false,
             bitmap: None,
+            tls: None,
         }
     }
 }
@@ -102,11 +107,20 @@ impl Listener {
             Listener::Tcp(l) => {
                 let stream = l.accept()?.0;
                 stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
+                stream.into()
             }
-            Listener::Unix(l) => Stream::Unix(l.accept()?.0),
+            Listener::Unix(l) => l.accept()?.0.into(),
         })
     }
+}
+
+/// Who watches over a server.
+pub trait Control: Sync {
+    /// Whether it is to end.
+    fn stop(&self) -> bool;
+
+    /// A client was not let in, or what it said was no TLS; `why` in a few words.
+    fn refused(&self, why: &str);
 }
 
 /// One export.
@@ -148,7 +162,7 @@ pub fn open(
     image.open(job, &how)
 }
 
-/// Serves clients until `stop` says so, or until the last one is gone. The image is flushed, not closed.
+/// Serves clients until `control` says so, or until the last one is gone. The image is flushed, not closed.
 ///
 /// Errors: a bitmap that the image does not have, a listener that fails, a last flush that fails. What
 /// clients do wrong is told to them alone.
@@ -156,7 +170,7 @@ pub fn serve(
     node: &Node,
     options: &ServeOptions,
     listener: &Listener,
-    stop: &(dyn Fn() -> bool + Sync),
+    control: &dyn Control,
 ) -> Result<()> {
     let export = Export { node, options, contexts: Contexts::new(node, options)? };
     listener.prepare()?;
@@ -166,7 +180,7 @@ pub fn serve(
         let result = loop {
             let present = clients.lock();
             let unused = present.used && present.sockets.is_empty();
-            if stop() || (unused && options.lifetime == Lifetime::UntilUnused) {
+            if control.stop() || (unused && options.lifetime == Lifetime::UntilUnused) {
                 break Ok(());
             }
             if present.sockets.len() >= limit {
@@ -186,7 +200,7 @@ pub fn serve(
             drop(present);
             let (clients, export) = (&clients, &export);
             let started = std::thread::Builder::new().spawn_scoped(scope, move || {
-                let used = client(export, &stream);
+                let used = client(export, &stream, control);
                 leave(clients, number, used);
             });
             if started.is_err() {
@@ -223,12 +237,22 @@ fn leave(clients: &Clients, number: u64, used: bool) {
 }
 
 /// One client from the first byte to the last; whether it came to use the export.
-fn client(export: &Export<'_>, stream: &Stream) -> bool {
-    // What goes wrong here is the client's business: it finds the connection closed.
-    let Ok(Some(agreed)) = negotiate::negotiate(export, stream) else { return false };
+fn client(export: &Export<'_>, stream: &Stream, control: &dyn Control) -> bool {
+    let agreed = match negotiate::negotiate(export, stream) {
+        Ok(Some(agreed)) => agreed,
+        Ok(None) => return false,
+        // Other things that go wrong here are the client's business: it finds the connection closed.
+        Err(e) => {
+            if let Some(why) = tls::words(&e) {
+                control.refused(&why);
+            }
+            return false;
+        }
+    };
     if stream.set_timeouts(None, None).is_ok() {
         transmit::transmit(export, stream, &agreed);
     }
+    stream.farewell();
     true
 }
 

@@ -1,7 +1,10 @@
 //! The handshake from the server's side (`doc/proto.md`, "Handshake phase", fixed newstyle).
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
+
+use rustls::ServerConfig;
 
 use super::Export;
 use super::context::Context;
@@ -92,12 +95,27 @@ impl Talk<'_> {
         }
         let mut data = vec![0; small(len.into())];
         self.from.fill(&mut data)?;
+        let encrypted = self.from.stream.is_encrypted();
+        let plain = self.export.options.tls.is_some() && !encrypted;
         match option {
-            OPT_EXPORT_NAME => return self.export_name(&data),
             OPT_ABORT => {
                 self.reply(option, REP_ACK, b"")?;
                 return Ok(Next::End);
             }
+            OPT_STARTTLS if !data.is_empty() => {
+                self.reply(option, REP_ERR_INVALID, b"this option has no data")?;
+            }
+            OPT_STARTTLS if encrypted => {
+                self.reply(option, REP_ERR_INVALID, b"TLS is spoken already")?;
+            }
+            OPT_STARTTLS => match &self.export.options.tls {
+                None => self.reply(option, REP_ERR_POLICY, b"TLS not configured")?,
+                Some(credentials) => self.start_tls(credentials)?,
+            },
+            // This option has no way to say no.
+            OPT_EXPORT_NAME if plain => return Ok(Next::End),
+            _ if plain => self.reply(option, REP_ERR_TLS_REQD, b"TLS comes first (STARTTLS)")?,
+            OPT_EXPORT_NAME => return self.export_name(&data),
             OPT_LIST if data.is_empty() => {
                 let name = self.export.options.name.as_bytes();
                 let len = u32::try_from(name.len()).unwrap_or(0);
@@ -115,10 +133,16 @@ impl Talk<'_> {
             }
             OPT_INFO | OPT_GO => return self.go(option, &data),
             OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.contexts(option, &data)?,
-            OPT_STARTTLS => self.reply(option, REP_ERR_UNSUP, b"TLS is not supported")?,
             _ => self.reply(option, REP_ERR_UNSUP, b"")?,
         }
         Ok(Next::Option)
+    }
+
+    /// Changes over to TLS. What was agreed upon before was agreed upon with whoever sits on the way: it is forgotten.
+    fn start_tls(&mut self, credentials: &Arc<ServerConfig>) -> io::Result<()> {
+        self.reply(OPT_STARTTLS, REP_ACK, b"")?;
+        self.agreed = Agreed::default();
+        self.from.stream.start_tls_as_server(credentials, self.from.deadline)
     }
 
     fn reply(&self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {

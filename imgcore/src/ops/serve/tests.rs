@@ -5,11 +5,23 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Lifetime, Listener, ServeOptions, serve};
+use super::{Control, Lifetime, Listener, ServeOptions, serve};
 use crate::graph::open::{OpenOptions, OpenRequest, open};
 use crate::nbd::*;
 use crate::opts::nbd::NbdTarget;
+use crate::opts::secret::Secrets;
 use crate::storage::{FileOptions, NbdStorage, Storage};
+
+/// Serves until the flag is set.
+struct Until(Arc<AtomicBool>);
+
+impl Control for Until {
+    fn stop(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self, _why: &str) {}
+}
 
 /// Serves a raw disk of 1 MiB to `clients`, which get the path of the socket.
 fn with_server(clients: impl FnOnce(&str)) {
@@ -25,13 +37,16 @@ fn with_server(clients: impl FnOnce(&str)) {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let server = std::thread::spawn(move || {
-        serve(&node, &options, &listener, &|| stopped.load(Ordering::Relaxed)).unwrap();
+        serve(&node, &options, &listener, &Until(stopped)).unwrap();
     });
     clients(&path);
     // It still serves.
     let target = NbdTarget::parse(&format!("nbd:unix:{path}")).unwrap();
-    let storage =
-        NbdStorage::open(&target, FileOptions { writable: true, ..FileOptions::default() });
+    let storage = NbdStorage::open(
+        &target,
+        FileOptions { writable: true, ..FileOptions::default() },
+        &Secrets::default(),
+    );
     let storage = storage.unwrap();
     assert_eq!(storage.len().unwrap(), 1 << 20);
     storage.write_at(100, &[1, 2, 3]).unwrap();

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::{Answer, Connection, Failed, Request};
-use super::handshake::Export;
+use super::handshake::{Export, Peer};
 use super::status::StatusCache;
 use crate::nbd::*;
 use crate::num::{len_u64, round_down, round_up, small};
 use crate::opts::nbd::NbdTarget;
+use crate::opts::secret::Secrets;
 use crate::storage::zero::is_zero;
 use crate::storage::{FileOptions, HostExtent, HostKind, Limits, Preallocation, Storage, ZeroMode};
 use crate::{Error, ErrorKind, Result};
@@ -43,7 +44,7 @@ impl More {
 /// connection, and reads on up to three more where the server says that all see the same bytes. Requests that do not fit the server's block size go through a buffer.
 #[derive(Debug)]
 pub struct NbdStorage {
-    target: NbdTarget,
+    peer: Peer,
     name: String,
     options: FileOptions,
     export: Export,
@@ -55,12 +56,13 @@ pub struct NbdStorage {
 }
 
 impl NbdStorage {
-    /// Connects to a server.
+    /// Connects to a server; `secrets` has the credentials that the target may name.
     ///
-    /// Errors: no connection (after `open-timeout`), an export that the server does not have or will
+    /// Errors: credentials that are missing or do not fit, no connection (after `open-timeout`), an export that the server does not have or will
     /// not give for writing, and a server that breaks the protocol.
-    pub fn open(target: &NbdTarget, options: FileOptions) -> Result<Self> {
-        let connection = connect_within(target, target.open_timeout)?;
+    pub fn open(target: &NbdTarget, options: FileOptions, secrets: &Secrets) -> Result<Self> {
+        let peer = Peer::new(target, secrets)?;
+        let connection = connect_within(&peer, target.open_timeout)?;
         let export = *connection.export();
         if options.writable && export.has(READ_ONLY) {
             return Err(Error::new(
@@ -70,7 +72,7 @@ impl NbdStorage {
             .hint("the NBD server offers this export for reading only"));
         }
         Ok(NbdStorage {
-            target: target.clone(),
+            peer,
             name: target.uri(),
             options,
             export,
@@ -105,12 +107,12 @@ impl NbdStorage {
 
     /// Opens further connections, without waiting: a server that takes no more of them is no error.
     fn open_more(&self) {
-        let (more, target, export) = (Arc::clone(&self.more), self.target.clone(), self.export);
+        let (more, peer, export) = (Arc::clone(&self.more), self.peer.clone(), self.export);
         let thread = std::thread::Builder::new().name("nbd-more".to_owned());
         // A system that has no more threads reads slower.
         let _ = thread.spawn(move || {
             for _ in 0..MORE {
-                match Connection::open(&target) {
+                match Connection::open(&peer) {
                     // Nobody else holds it any more: the storage was dropped.
                     Ok(new) if *new.export() == export && Arc::strong_count(&more) > 1 => {
                         more.open().push(Arc::new(new));
@@ -141,12 +143,15 @@ impl NbdStorage {
                 Err(Failed::Broken(reason)) => reason,
             };
             let deadline =
-                *deadline.get_or_insert_with(|| Instant::now() + self.target.reconnect_delay);
+                *deadline.get_or_insert_with(|| Instant::now() + self.peer.target.reconnect_delay);
             let broken = Error::new(
                 ErrorKind::Io(libc::EIO),
-                format!("the connection to NBD server '{}' broke: {reason}", self.target.address()),
+                format!(
+                    "the connection to NBD server '{}' broke: {reason}",
+                    self.peer.target.address()
+                ),
             );
-            if self.target.reconnect_delay.is_zero() || Instant::now() >= deadline {
+            if self.peer.target.reconnect_delay.is_zero() || Instant::now() >= deadline {
                 return Err(self.error(broken, request.offset));
             }
             self.reconnect(&connection, deadline)
@@ -161,7 +166,7 @@ impl NbdStorage {
             return Ok(());
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        let new = connect_within(&self.target, left)?;
+        let new = connect_within(&self.peer, left)?;
         if *new.export() != self.export {
             return Err(Error::corrupt("the NBD export is another one than before"));
         }
@@ -247,10 +252,10 @@ impl NbdStorage {
     }
 }
 
-fn connect_within(target: &NbdTarget, patience: Duration) -> Result<Connection> {
+fn connect_within(peer: &Peer, patience: Duration) -> Result<Connection> {
     let deadline = Instant::now() + patience;
     loop {
-        match Connection::open(target) {
+        match Connection::open(peer) {
             Err(_) if Instant::now() + RETRY < deadline => std::thread::sleep(RETRY),
             result => return result,
         }

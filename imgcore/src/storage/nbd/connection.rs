@@ -16,11 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::handshake::{Export, connect};
+use super::handshake::{Export, Peer, connect};
 use super::stream::{Stream, why};
 use crate::nbd::*;
 use crate::num::{len_u64, small};
-use crate::opts::nbd::NbdTarget;
 use crate::{Error, ErrorKind, Result};
 
 /// A server that sends nothing at all for so long while a request waits is taken for dead.
@@ -98,8 +97,8 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Connects and negotiates.
-    pub fn open(target: &NbdTarget) -> Result<Self> {
-        let (stream, export) = connect(target)?;
+    pub fn open(peer: &Peer) -> Result<Self> {
+        let (stream, export) = connect(peer)?;
         stream.set_timeouts(None, Some(SILENCE)).map_err(|e| Error::io(&e))?;
         let shared = Arc::new(Shared {
             stream,
@@ -153,6 +152,7 @@ impl Drop for Connection {
         if self.shared.state().broken.is_none() {
             let _ = self.shared.stream.set_timeouts(None, Some(Duration::from_secs(1)));
             let _ = self.shared.stream.send(&head, &[]);
+            self.shared.stream.farewell();
         }
         self.shared.stream.shutdown();
         if let Some(reader) = self.reader.take() {

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use super::stream::{Patient, Stream, why};
 use crate::nbd::*;
 use crate::num::{len_u64, small};
-use crate::opts::nbd::NbdTarget;
+use crate::opts::nbd::{NbdTarget, NbdTls};
+use crate::opts::secret::Secrets;
+use crate::opts::tls::{Endpoint, SanityCheck, TlsDef};
+use crate::tls::{self, Credentials, Dialer};
 use crate::{Error, ErrorKind, Result};
 
 /// How long connecting and negotiating may take together.
@@ -46,12 +49,47 @@ impl Export {
     }
 }
 
+/// An export, and how the connection to it is made safe.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub target: NbdTarget,
+    /// `None`: in plain text. `Some`: over TLS, or not at all.
+    pub tls: Option<Dialer>,
+}
+
+impl Peer {
+    /// The export of `target`, with the credentials that it names.
+    pub fn new(target: &NbdTarget, secrets: &Secrets) -> Result<Self> {
+        let host = target.host_name();
+        let tls = match &target.tls {
+            None => None,
+            Some(NbdTls::Object(id)) => Some(secrets.credentials(id)?.dialer(host)?),
+            Some(NbdTls::Uri { dir: None, verify }) => {
+                Some(Credentials::of_system(*verify)?.dialer(host)?)
+            }
+            Some(NbdTls::Uri { dir: Some(dir), verify }) => {
+                let def = TlsDef {
+                    id: String::new(),
+                    dir: dir.clone(),
+                    endpoint: Endpoint::Client,
+                    verify: *verify,
+                    sanity: SanityCheck::Yes,
+                    password: None,
+                };
+                Some(Credentials::load(&def, None)?.dialer(host)?)
+            }
+        };
+        Ok(Peer { target: target.clone(), tls })
+    }
+}
+
 /// Connects to a server and agrees with it upon an export.
-pub(super) fn connect(target: &NbdTarget) -> Result<(Stream, Export)> {
+pub(super) fn connect(peer: &Peer) -> Result<(Stream, Export)> {
+    let target = &peer.target;
     let deadline = Instant::now() + PATIENCE;
     let stream = Stream::connect(target, PATIENCE)?;
     let from = Patient { stream: &stream, deadline };
-    let export = Talk { from, target }
+    let export = Talk { from, target, tls: peer.tls.as_ref() }
         .negotiate()
         .and_then(Export::checked)
         .map_err(|e| if e.kind() == ErrorKind::NotFound { e } else { e.at_path(target.uri()) })?;
@@ -63,6 +101,7 @@ pub(super) fn connect(target: &NbdTarget) -> Result<(Stream, Export)> {
 struct Talk<'a> {
     from: Patient<'a>,
     target: &'a NbdTarget,
+    tls: Option<&'a Dialer>,
 }
 
 /// How the server answered an option.
@@ -73,10 +112,24 @@ enum Answer {
 
 impl Talk<'_> {
     fn broken(&self, error: &io::Error) -> Error {
-        Error::new(
-            ErrorKind::Io(error.raw_os_error().unwrap_or(libc::EIO)),
-            format!("NBD negotiation with '{}' failed: {}", self.target.address(), why(error)),
-        )
+        let text =
+            |why: String| format!("NBD negotiation with '{}' failed: {why}", self.target.address());
+        let errno = ErrorKind::Io(error.raw_os_error().unwrap_or(libc::EIO));
+        if !self.from.stream.is_encrypted() {
+            return Error::new(errno, text(why(error)));
+        }
+        // In TLS 1.3 the client is done before the server has looked at the client's certificate: what the server
+        // thinks of it comes afterwards, and may lie unread behind a socket that takes nothing more.
+        let closed =
+            matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        let last = closed.then(|| self.from.bytes::<1>().err()).flatten();
+        match last.as_ref().filter(|last| tls::words(last).is_some()) {
+            Some(last) => Error::new(errno, text(why(last))),
+            None => Error::new(errno, text(why(error))).hint(
+                "TLS itself came about; the server may not have liked our certificate, or have \
+                 missed one: it knows more",
+            ),
+        }
     }
 
     fn bytes<const N: usize>(&self) -> Result<[u8; N]> {
@@ -118,6 +171,7 @@ impl Talk<'_> {
         };
         match self.u64()? {
             OPTION_MAGIC => {}
+            OLDSTYLE_MAGIC if self.tls.is_some() => return Err(self.no_tls("it is too old", "")),
             OLDSTYLE_MAGIC => {
                 if !self.target.export.is_empty() {
                     return Err(Error::new(
@@ -136,6 +190,13 @@ impl Talk<'_> {
         let server = self.u16()?;
         let client = server & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
         self.send(&u32::from(client).to_be_bytes(), &[])?;
+        if let Some(dialer) = self.tls {
+            // Before anything else: what is agreed upon in plain text is worth nothing.
+            if server & FLAG_FIXED_NEWSTYLE == 0 {
+                return Err(self.no_tls("it is too old", ""));
+            }
+            self.start_tls(dialer)?;
+        }
         if server & FLAG_FIXED_NEWSTYLE != 0 {
             let reply = self.option(OPT_STRUCTURED_REPLY, &[], |_, _| Ok(()))?;
             export.structured = matches!(reply, Answer::Done);
@@ -167,13 +228,48 @@ impl Talk<'_> {
         Ok([&len.to_be_bytes()[..], self.name()].concat())
     }
 
+    /// Changes over to TLS. There is no way back to plain text: a server that will not is an error.
+    fn start_tls(&self, dialer: &Dialer) -> Result<()> {
+        let unexpected =
+            |kind, _: &[u8]| Err(self.wrong(format!("answers a request for TLS with {kind}")));
+        match self.option(OPT_STARTTLS, &[], unexpected)? {
+            Answer::Done => {}
+            Answer::Refused { code: REP_ERR_POLICY, text } => {
+                return Err(self.no_tls("it is forbidden by its configuration", &text));
+            }
+            Answer::Refused { code: REP_ERR_UNSUP, text } => {
+                return Err(self.no_tls("it does not know it", &text));
+            }
+            Answer::Refused { code, text } => {
+                return Err(self.no_tls(&format!("for the reason {code:#x}"), &text));
+            }
+        }
+        self.from.stream.start_tls_as_client(dialer, self.from.deadline).map_err(|e| {
+            let text = format!("TLS with '{}' failed: {}", self.target.address(), why(&e));
+            Error::new(ErrorKind::Io(e.raw_os_error().unwrap_or(libc::EPROTO)), text)
+        })
+    }
+
+    fn no_tls(&self, why: &str, text: &str) -> Error {
+        let error = Error::unsupported(format!(
+            "the NBD server '{}' refuses TLS: {why}",
+            self.target.address()
+        ));
+        if text.is_empty() { error } else { error.hint(format!("server reported: {text}")) }
+    }
+
     fn refuse_tls(&self, answer: &Answer) -> Result<()> {
         match answer {
-            Answer::Refused { code: REP_ERR_TLS_REQD, .. } => Err(Error::unsupported(format!(
-                "the NBD server '{}' insists on TLS, which is not supported",
-                self.target.address()
-            ))
-            .hint("reach it through a tunnel (ssh -L, stunnel)")),
+            Answer::Refused { code: REP_ERR_TLS_REQD, .. } if self.tls.is_none() => {
+                Err(Error::unsupported(format!(
+                    "the NBD server '{}' insists on TLS",
+                    self.target.address()
+                ))
+                .hint(
+                    "give credentials: --object tls-creds-x509,id=ID,dir=FOLDER and --image-opts \
+                     driver=nbd,...,tls-creds=ID, or nbds://HOST/NAME?tls-certificates=FOLDER",
+                ))
+            }
             _ => Ok(()),
         }
     }

@@ -17,7 +17,10 @@
 //! sixteen reads were asked for. They are a help and nothing more: one that breaks is forgotten, one that is refused is
 //! not missed, and whatever changes the export goes over the first connection.
 //!
-//! Not supported: TLS, extended headers.
+//! With credentials the whole session is encrypted ([`crate::tls`]): `STARTTLS` is the first option, nothing is agreed
+//! upon before, not a byte is read ahead of the handshake, and there is no way back to plain text.
+//!
+//! Not supported: extended headers.
 
 mod client;
 mod connection;

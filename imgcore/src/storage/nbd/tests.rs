@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use super::NbdStorage;
 use crate::nbd::*;
 use crate::opts::nbd::NbdTarget;
+use crate::opts::secret::Secrets;
 use crate::storage::{FileOptions, HostKind, Storage, ZeroMode};
 use crate::{Error, Result};
 
@@ -49,7 +50,11 @@ impl Fake {
     }
 
     fn open(&self) -> Result<NbdStorage> {
-        NbdStorage::open(&self.target(""), FileOptions { writable: true, ..FileOptions::default() })
+        NbdStorage::open(
+            &self.target(""),
+            FileOptions { writable: true, ..FileOptions::default() },
+            &Secrets::default(),
+        )
     }
 
     fn end(mut self) {
@@ -338,7 +343,7 @@ fn a_broken_connection_is_replaced_where_that_is_wanted() {
         socket.write_all(&chunk(1, REPLY_OFFSET_DATA, cookie, &data(offset, &bytes)))
     });
     let target = fake.target("reconnect-delay=60");
-    let storage = NbdStorage::open(&target, FileOptions::default()).unwrap();
+    let storage = NbdStorage::open(&target, FileOptions::default(), &Secrets::default()).unwrap();
     let mut buf = [0; 512];
     storage.read_at(512, &mut buf).unwrap();
     assert_eq!(buf, [5; 512]);

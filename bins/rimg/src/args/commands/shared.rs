@@ -59,7 +59,9 @@ pub const OBJECT: Opt = val(
     "OBJDEF",
     "Define a secret for encrypted images: secret,id=NAME,file=PATH or secret,id=NAME,data=TEXT (also \
      format=base64, keyid=NAME,iv=BASE64), or secret_keyring,id=NAME,serial=NUMBER; or limits for the filter \
-     'throttle': throttle-group,id=NAME,x-bps-total=BYTES,x-iops-total=N (also -read, -write, -max, -max-length)",
+     'throttle': throttle-group,id=NAME,x-bps-total=BYTES,x-iops-total=N (also -read, -write, -max, -max-length); \
+     or certificates for NBD over TLS: tls-creds-x509,id=NAME,dir=FOLDER,endpoint=client|server (also verify-peer=off, \
+     passwordid=NAME)",
 );
 pub const OUTPUT: Opt =
     val(None, "output", "human|json", "How to print the result").values(HUMAN_JSON);

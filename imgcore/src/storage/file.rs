@@ -75,6 +75,8 @@ pub struct FileStorage {
     reserves: OnceLock<bool>,
     /// QEMU's locks, once taken.
     lock: Mutex<Option<FileLock>>,
+    /// The error number of the first flush that failed, when the page cache may have lost what it was to store.
+    lost: OnceLock<i32>,
 }
 
 /// Alignment of `O_DIRECT` buffers in memory; a page suits every device.
@@ -148,7 +150,17 @@ impl FileStorage {
         };
         let (bounce, lock) = (Mutex::new(()), Mutex::new(None));
         let reserves = OnceLock::new();
-        Ok(FileStorage { file, name, options, device, align, bounce, reserves, lock })
+        Ok(FileStorage {
+            file,
+            name,
+            options,
+            device,
+            align,
+            bounce,
+            reserves,
+            lock,
+            lost: OnceLock::new(),
+        })
     }
 
     /// Takes QEMU's locks on the file, or goes over to another set of them. `shown` is the image as
@@ -293,8 +305,26 @@ impl FileStorage {
         if self.options.cache.writethrough() { self.sync() } else { Ok(()) }
     }
 
+    /// Makes durable what was written. Once that has failed it fails for good: the kernel takes pages that it could not
+    /// write for clean and tells of them once, so that a second call would hide what is lost. `O_DIRECT` has no such
+    /// pages.
     fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| self.error(&e, 0))
+        match self.lost.get() {
+            Some(errno) => Err(self.error(&std::io::Error::from_raw_os_error(*errno), 0).context(
+                "an earlier flush has failed, and what was written before it may be lost",
+            )),
+            None => self.settle_sync(self.file.sync_data()),
+        }
+    }
+
+    fn settle_sync(&self, done: std::io::Result<()>) -> Result<()> {
+        done.map_err(|e| {
+            let errno = e.raw_os_error().filter(|n| *n != libc::EINTR);
+            if let (Some(errno), false) = (errno, self.options.cache.direct()) {
+                self.lost.get_or_init(|| errno);
+            }
+            self.error(&e, 0)
+        })
     }
 }
 

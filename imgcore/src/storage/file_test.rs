@@ -59,3 +59,18 @@ fn a_directory_and_a_missing_file_are_refused_with_their_names() {
     assert_eq!(err.kind(), ErrorKind::NotFound);
     assert!(err.report().ends_with("no': No such file or directory"), "{}", err.report());
 }
+
+/// What the kernel says when a disk breaks cannot be had here: its answer is given by hand.
+#[test]
+fn a_flush_that_failed_is_not_made_good_by_another() {
+    let failed = || Err(std::io::Error::from_raw_os_error(libc::EIO));
+    let (_dir, file) = scratch(FileOptions::default());
+    file.flush().unwrap();
+    assert_eq!(file.settle_sync(failed()).unwrap_err().raw_errno(), Some(libc::EIO));
+    let again = file.flush().unwrap_err();
+    assert_eq!(again.raw_errno(), Some(libc::EIO));
+    assert!(again.report().contains("an earlier flush has failed"), "{}", again.report());
+    let (_dir, file) = scratch(FileOptions { cache: CacheMode::None, ..FileOptions::default() });
+    file.settle_sync(failed()).unwrap_err();
+    file.flush().unwrap();
+}

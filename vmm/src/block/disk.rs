@@ -91,6 +91,8 @@ pub struct Disk {
     counters: Counters,
     hurry: AtomicBool,
     sink: OnceLock<ErrorSink>,
+    /// The error number of a flush that failed where nobody below has taken notice (see [`Disk::note_lost`]).
+    lost: OnceLock<i32>,
 }
 
 impl Disk {
@@ -105,6 +107,7 @@ impl Disk {
             counters: Counters::default(),
             hurry: AtomicBool::new(false),
             sink: OnceLock::new(),
+            lost: OnceLock::new(),
         }
     }
 
@@ -155,7 +158,7 @@ impl Disk {
 
     /// Whether the guest has to flush.
     pub fn write_cache(&self) -> WriteCache {
-        if self.write_cache.load(Ordering::Acquire) {
+        if self.write_cache.load(Ordering::SeqCst) {
             WriteCache::Writeback
         } else {
             WriteCache::Writethrough
@@ -164,7 +167,8 @@ impl Disk {
 
     /// The guest, or the device's reset, turns the write cache on or off.
     pub fn set_write_cache(&self, cache: WriteCache) {
-        self.write_cache.store(cache == WriteCache::Writeback, Ordering::Release);
+        // Whoever has written before looks at it behind the write: one of both sides sees the other.
+        self.write_cache.store(cache == WriteCache::Writeback, Ordering::SeqCst);
     }
 
     /// The write cache as the user wanted it.
@@ -213,7 +217,7 @@ impl Disk {
         let mut result = work(&*self.backend);
         let writes = matches!(op, Op::Write | Op::Unmap);
         if writes && result.is_ok() && self.write_cache() == WriteCache::Writethrough {
-            result = self.backend.flush();
+            result = self.flush();
         }
         self.finish(&started, result)
     }
@@ -266,13 +270,34 @@ impl Disk {
     }
 
     /// Makes durable what was stored before.
+    ///
+    /// # Errors
+    /// Also when that has failed before and what was lost then cannot be known.
     pub fn flush(&self) -> Result<()> {
-        self.backend.flush()
+        match self.lost.get() {
+            Some(errno) => Err(Error::errno(*errno).context(
+                "an earlier flush has failed, and what was written before it may be lost",
+            )),
+            None => self.backend.flush(),
+        }
+    }
+
+    /// Whether a flush can only fail.
+    pub fn has_lost(&self) -> bool {
+        self.lost.get().is_some()
+    }
+
+    /// The kernel has carried a flush out for somebody who asked it directly, and failed. It takes pages for clean
+    /// that it could not write, and tells of them once: no later flush may succeed. Without a page cache they may.
+    pub fn note_lost(&self, error: &std::io::Error) {
+        if self.backend.is_buffered() {
+            self.lost.get_or_init(|| error.raw_os_error().unwrap_or(libc::EIO));
+        }
     }
 
     /// The machine ends: leaves the image clean.
     pub fn close(&self) -> Result<()> {
-        self.backend.flush()?;
+        self.flush()?;
         self.backend.close()
     }
 }

@@ -8,6 +8,7 @@ use super::BlkConfig;
 use super::batch::{Group, HEADER, Item, Transfer};
 use super::request::{Geometry, Malformed, Request, Segment, parse};
 use crate::Result;
+use crate::block::config::WriteCache;
 use crate::block::disk::{Outcome, Started};
 use crate::block::pool::Scratch;
 use crate::block::stats::Op;
@@ -131,10 +132,9 @@ impl Executor {
     ) -> Option<Vec<std::result::Result<Served, Broken>>> {
         let Transfer { direction, at, .. } = group.transfer()?;
         let backend = self.disk.backend();
-        let durable = self.disk.write_cache() == crate::block::config::WriteCache::Writethrough;
         if group.items.len() < 2
             || self.disk.is_limited()
-            || (direction == Direction::Write && (backend.read_only() || durable))
+            || (direction == Direction::Write && (backend.read_only() || self.is_durable()))
         {
             return None;
         }
@@ -145,7 +145,19 @@ impl Executor {
             Direction::Write => backend.write_direct(at, &pieces),
         };
         // What went wrong is found out for each of them.
-        (moved.ok()? == Direct::Done).then(|| self.conclude_all(memory, group, &started))
+        if moved.ok()? != Direct::Done {
+            return None;
+        }
+        // The guest has turned its cache off meanwhile, and counts on what comes back from now on.
+        if direction == Direction::Write && self.is_durable() {
+            self.disk.flush().ok()?;
+        }
+        Some(self.conclude_all(memory, group, &started))
+    }
+
+    /// Whether a write is to be durable before the guest hears of it.
+    pub fn is_durable(&self) -> bool {
+        self.disk.write_cache() == WriteCache::Writethrough
     }
 
     /// Requests that somebody else carries out begin now.
@@ -206,7 +218,7 @@ impl Executor {
                 });
                 answer(outcome, 0)
             }
-            Request::Flush => answer(self.disk.run(Op::Flush, 0, 0, |b| b.flush()), 0),
+            Request::Flush => answer(self.disk.run(Op::Flush, 0, 0, |_| self.disk.flush()), 0),
             Request::GetId { len } => {
                 let n = index(*len);
                 match chain.write(memory, 0, &self.id[..n]) {

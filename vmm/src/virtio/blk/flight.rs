@@ -4,7 +4,10 @@
 //! allocated places, flushes, discards and zeroing of images that are one file. Everything else, and
 //! everything while others hold the range, is for the disk's pool. What the kernel could not do is done
 //! again there too, as that names the error and knows other ways, with two exceptions: a failed flush and
-//! a failed durable write are final, because the kernel tells of lost bytes only once.
+//! a failed durable write are final, because the kernel tells of lost bytes only once. Through the page cache a failed
+//! flush is final for the disk ([`crate::block::Disk::note_lost`]), even for a machine that stops and goes on.
+//!
+//! Writes that the kernel had while the guest turned its cache off are done again, with a flush behind them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,6 +40,8 @@ pub struct Landed {
     pub started: Vec<Option<Started>>,
     /// When the segments of a discard began.
     pub segments: Vec<Started>,
+    /// It stores something, and leaves making that durable to a flush.
+    pub cached: bool,
     /// What to do now.
     pub how: Landing,
 }
@@ -59,6 +64,7 @@ struct Flight {
     /// Tasks that are not back yet.
     tasks: usize,
     error: Option<std::io::Error>,
+    cached: bool,
     /// An error is not to be tried again.
     last_word: bool,
     /// Bytes of an own buffer.
@@ -124,9 +130,12 @@ impl Flights {
             [item] => segments(item.request.as_ref().ok()),
             _ => &[],
         };
-        let segments = segments.iter().map(|s| Started::now(Op::Unmap, s.at, s.len)).collect();
+        let segments: Vec<_> =
+            segments.iter().map(|s| Started::now(Op::Unmap, s.at, s.len)).collect();
+        let stores = group.transfer().is_some_and(|t| t.direction == Direction::Write);
+        let cached = (stores && !plan.last_word) || !segments.is_empty();
         if plan.tasks.is_empty() {
-            return Ok(Some(Landed { group, started, segments, how: Landing::Well }));
+            return Ok(Some(Landed { group, started, segments, cached, how: Landing::Well }));
         }
         let Plan { tasks, held, bounced, last_word } = plan;
         let token = self.free.pop().unwrap_or_else(|| {
@@ -145,8 +154,17 @@ impl Flights {
         }
         drop(ring);
         self.bounced += bounced;
-        let flight =
-            Flight { group, started, segments, tasks: pushed, error, last_word, bounced, held };
+        let flight = Flight {
+            group,
+            started,
+            segments,
+            tasks: pushed,
+            error,
+            cached,
+            last_word,
+            bounced,
+            held,
+        };
         self.flying[token] = Some(flight);
         Ok(if pushed == 0 { self.land_if_back(token, memory, None) } else { None })
     }
@@ -256,7 +274,9 @@ impl Flights {
         let flight = place.take_if(|f| f.tasks == 0)?;
         self.free.push(token);
         self.bounced -= flight.bounced;
-        let Flight { group, started, segments, mut error, last_word, bounced, held, .. } = flight;
+        let Flight {
+            group, started, segments, mut error, cached, last_word, bounced, held, ..
+        } = flight;
         // Others may have the range before the guest hears of it.
         drop(held);
         if let (None, true, Some(Task::Transfer { direction: Direction::Read, buffers, .. })) =
@@ -274,7 +294,7 @@ impl Flights {
             Some(e) if last_word => Landing::Failed(e),
             Some(_) => Landing::Again,
         };
-        Some(Landed { group, started, segments, how })
+        Some(Landed { group, started, segments, cached, how })
     }
 }
 
@@ -313,6 +333,8 @@ fn plan_call(executor: &Executor, request: &Request, durable: bool) -> Option<Pl
     let backend = executor.disk().backend();
     let mut plan = Plan::default();
     let jobs: Vec<Job> = match request {
+        // Whoever waits is told why.
+        Request::Flush if executor.disk().has_lost() => return None,
         Request::Flush => {
             plan.last_word = true;
             vec![Job::Flush]

@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::batch::{Group, Item, Merging, group};
 use super::execute::{Executor, Served};
 use super::flight::{Flights, Landed, Landing};
+use super::request::Request;
 use crate::block::pool::{Pool, Scratch};
 use crate::block::remote::Place;
 use crate::block::ring::Ring;
@@ -341,9 +342,15 @@ impl BlkQueue {
     fn welcome(&mut self, landed: Vec<Landed>) {
         let shared = self.shared.clone();
         let mut ended = Vec::new();
-        for Landed { group, started, segments, how } in landed {
+        for Landed { group, started, segments, cached, how } in landed {
             let (disk, memory) = (shared.executor.disk(), &shared.memory);
-            if matches!(how, Landing::Again) {
+            if let (Landing::Failed(e), [Item { request: Ok(Request::Flush), .. }]) =
+                (&how, &group.items[..])
+            {
+                disk.note_lost(e);
+            }
+            let overtaken = cached && shared.executor.is_durable();
+            if matches!(how, Landing::Again) || (overtaken && matches!(how, Landing::Well)) {
                 for item in group.items {
                     self.hand_over(Group::of(item));
                 }

@@ -382,3 +382,123 @@ fn an_image_is_read_and_written_without_a_buffer_and_with_one() {
     d.wait(0);
     assert_eq!(d.bytes(DATA + 64, 1), [1]);
 }
+
+#[test]
+fn a_flush_that_failed_in_the_page_cache_fails_for_good() {
+    struct Cached(Ram);
+    impl BlockBackend for Cached {
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+        fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+            self.0.read(at, buf)
+        }
+        fn write(&self, at: u64, buf: &[u8]) -> Result<()> {
+            self.0.write(at, buf)
+        }
+        fn is_buffered(&self) -> bool {
+            self.0.read_only
+        }
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> Result<()> {
+            Ok(())
+        }
+        fn write_zeroes(&self, _: u64, _: u64, _: Unmap) -> Result<()> {
+            Ok(())
+        }
+        fn close(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+    for buffered in [true, false] {
+        let ram =
+            Ram { bytes: Mutex::new(vec![0; 1 << 20]), read_only: buffered, ..Ram::default() };
+        let disk = Arc::new(Disk::new(
+            Arc::new(Cached(ram)),
+            crate::block::disk::Behaviour { name: "d0".into(), ..Default::default() },
+        ));
+        let config = BlkConfig { id: "d0".into(), ..BlkConfig::default() };
+        let mut d = Driver::new(Arc::new(Blk::over(config, disk.clone())), 0);
+        assert_eq!(send(&mut d, 4, 0, &[]), 0);
+        disk.note_lost(&std::io::Error::from_raw_os_error(libc::EIO));
+        let fails = u8::from(buffered);
+        assert_eq!((send(&mut d, 4, 0, &[]), send(&mut d, 4, 0, &[])), (fails, fails));
+        assert_eq!(send(&mut d, 1, 0, &[1; 512]), 0);
+        // Durable writes are promises, too.
+        d.set(crate::virtio::pci::DEVICE + 32, 1, 0);
+        assert_eq!(send(&mut d, 1, 0, &[1; 512]), fails);
+        assert_eq!(disk.close().is_err(), buffered);
+    }
+}
+
+#[test]
+fn writes_on_their_way_while_the_cache_is_turned_off_become_durable() {
+    use crate::block::Direct;
+    use crate::block::vector::GuestPieces;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    struct Slow {
+        begun: Mutex<Sender<()>>,
+        go: Mutex<Receiver<()>>,
+        log: Mutex<Vec<&'static str>>,
+    }
+    impl BlockBackend for Slow {
+        fn len(&self) -> u64 {
+            1 << 20
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+        fn read(&self, _: u64, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn write(&self, _: u64, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn write_direct(&self, _: u64, _: &GuestPieces<'_>) -> Result<Direct> {
+            self.begun.lock().unwrap().send(()).unwrap();
+            self.go.lock().unwrap().recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+            self.log.lock().unwrap().push("write");
+            Ok(Direct::Done)
+        }
+        fn flush(&self) -> Result<()> {
+            self.log.lock().unwrap().push("flush");
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> Result<()> {
+            Ok(())
+        }
+        fn write_zeroes(&self, _: u64, _: u64, _: Unmap) -> Result<()> {
+            Ok(())
+        }
+        fn close(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+    let ((begun, begins), (go, goes)) = (channel(), channel());
+    let slow =
+        Arc::new(Slow { begun: Mutex::new(begun), go: Mutex::new(goes), log: Mutex::default() });
+    let config = BlkConfig { id: "d0".into(), ..BlkConfig::default() };
+    let mut d = Driver::new(Arc::new(Blk::new(config, slow.clone())), 0);
+    // Neighbours that are found together are one transfer.
+    d.pci.pause().unwrap();
+    let statuses: Vec<u64> = (0..2)
+        .map(|n| {
+            let h = header(1, n);
+            d.add(0, &[Buffer::Read(&h), Buffer::Read(&[1; 512]), Buffer::Write(1)])[2]
+        })
+        .collect();
+    d.pci.resume().unwrap();
+    begins.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+    d.set(crate::virtio::pci::DEVICE + 32, 1, 0);
+    go.send(()).unwrap();
+    for status in statuses {
+        d.wait(0);
+        assert_eq!(d.bytes(status, 1), [0]);
+    }
+    assert_eq!(*slow.log.lock().unwrap(), ["flush", "write", "flush"]);
+}

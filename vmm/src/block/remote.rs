@@ -119,6 +119,9 @@ fn look_up_one(part: &mut OpenRequest) -> Result<()> {
         one => one.first(),
     };
     if let Some(address) = chosen {
+        if target.tls.is_some() {
+            target.tls_hostname.get_or_insert_with(|| host.clone());
+        }
         *host = match address {
             SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
             other => other.ip().to_string(),
@@ -151,7 +154,7 @@ fn refusal(name: &str, protocol: &str) -> Error {
     ));
     match protocol {
         "http" | "https" => error.hint(
-            "let another process read it: rimg serve --socket PATH URL (or nbdkit -U PATH curl url=URL), and use \
+            "let another process read it: rimg serve -r --socket PATH URL (or nbdkit -U PATH curl url=URL), and use \
              -drive file=nbd+unix:///?socket=PATH,if=virtio,readonly=on; -sandbox off reads it from here",
         ),
         _ => error.hint(

@@ -19,6 +19,7 @@ use crate::kvm::vm::SlotKind;
 use crate::kvm::{System, Vcpu, Vm};
 use crate::mem;
 use crate::pci::Root;
+use crate::sandbox::{Sandbox, others};
 use crate::vcpu::{Buses, EffectSink, Group, VcpuSettings};
 
 /// Whoever builds a machine, while it is being built.
@@ -51,6 +52,11 @@ impl Machine {
         standard: Standard,
         caller: &mut dyn Caller,
     ) -> Result<Self> {
+        // Those of the caller: they are not ours to confine.
+        let callers = match config.sandbox {
+            Sandbox::Off => Vec::new(),
+            Sandbox::On { .. } => others::threads()?,
+        };
         let system = System::open()?;
         config.memory.check(config.topology.max_cpus)?;
         config.topology.check(system.max_vcpus())?;
@@ -120,6 +126,7 @@ impl Machine {
             events,
             sender,
             confinement,
+            callers,
             notes,
         })
     }

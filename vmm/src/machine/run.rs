@@ -93,6 +93,8 @@ pub struct Machine {
     pub(super) sender: Sender<Event>,
     /// Entered when the machine begins to run.
     pub(super) confinement: Option<Arc<Confinement>>,
+    /// Threads that were there before the machine was built.
+    pub(super) callers: Vec<i32>,
     /// Lines for people, from building.
     pub notes: Vec<String>,
 }
@@ -148,7 +150,9 @@ impl Machine {
     fn begin(&mut self) -> Result<()> {
         // Threads of monitors and character devices, which begin here, inherit it.
         if let Some(confinement) = &self.confinement {
-            confinement.enter_others(&self.group.thread_ids())?;
+            let mut left = std::mem::take(&mut self.callers);
+            left.extend(self.group.thread_ids().into_iter().flatten());
+            confinement.enter_others(left)?;
             confinement.enter(Kind::Machine)?;
         }
         self.finish_loading()?;

@@ -22,7 +22,7 @@
 //! Files, interfaces, scripts and overlays are opened while the machine is built, with all rights. A
 //! [`Confinement`] is prepared at the end of that. Each thread enters it by itself before it touches the
 //! guest's data: vCPU threads when they start, the machine's own thread when it begins to run, and before that all
-//! others that there are ([`others`]). Threads made later inherit it; those that serve devices narrow it further
+//! others that were started since building began ([`others`]). Threads made later inherit it; those that serve devices narrow it further
 //! ([`narrow`]).
 //!
 //! The script that takes an interface down needs rights at the end: a shell that was started before
@@ -154,14 +154,14 @@ impl Confinement {
         others::confine(threads, rules.map_err(refused)?, programs).map_err(refused)
     }
 
-    /// Confines all threads that there are besides the calling one and those of `confined`, which do it themselves.
+    /// Confines all threads that there are besides the calling one and those to be `left`: vCPUs, which do it themselves.
     /// They get what threads have that talk to servers.
     ///
     /// # Errors
     /// When the kernel refuses, or a thread does not come to it.
-    pub fn enter_others(&self, confined: &[Option<i32>]) -> Result<()> {
-        let mut done = vec![nix::unistd::gettid().as_raw()];
-        done.extend(confined.iter().flatten());
+    pub fn enter_others(&self, left: Vec<i32>) -> Result<()> {
+        let mut done = left;
+        done.push(nix::unistd::gettid().as_raw());
         loop {
             // A thread that was not confined yet may have started another.
             let mut threads = others::threads().map_err(refused)?;

@@ -8,7 +8,6 @@ use super::events::{Event, Sink};
 use super::loading::Loading;
 use super::parts::{Parts, Workshop};
 use super::run::Machine;
-use super::timer::RtcTimer;
 use crate::Result;
 use crate::chardev::{Chardevs, Standard};
 use crate::control::events::Broadcast;
@@ -97,7 +96,6 @@ impl Machine {
         let _ = sink.control.set(group.control().clone());
         let broadcast = Broadcast::default();
         watch(&parts, &sender, &broadcast);
-        let timer = parts.rtc.clone().map(RtcTimer::start).transpose()?;
         Ok(Machine {
             config,
             vm,
@@ -109,7 +107,7 @@ impl Machine {
             buses,
             chips,
             baseline,
-            timer,
+            timer: None,
             chardevs,
             monitors: Vec::new(),
             broadcast,

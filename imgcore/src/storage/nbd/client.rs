@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::THREADS;
 use super::connection::{Answer, Connection, Failed, Request};
 use super::handshake::{Export, Peer};
 use super::status::StatusCache;
@@ -108,7 +109,7 @@ impl NbdStorage {
     /// Opens further connections, without waiting: a server that takes no more of them is no error.
     fn open_more(&self) {
         let (more, peer, export) = (Arc::clone(&self.more), self.peer.clone(), self.export);
-        let thread = std::thread::Builder::new().name("nbd-more".to_owned());
+        let thread = std::thread::Builder::new().name(format!("{THREADS}more"));
         // A system that has no more threads reads slower.
         let _ = thread.spawn(move || {
             for _ in 0..MORE {

@@ -235,7 +235,8 @@ fn a_guest_reads_its_disk() {
     };
     // As a person would have it: confined, and with -snapshot.
     let drive = Drive { persistence: vmm::block::config::Persistence::Temporary, ..drive };
-    bench.config.sandbox = vmm::sandbox::Sandbox::On { removed: Vec::new() };
+    bench.config.sandbox =
+        vmm::sandbox::Sandbox::On { removed: Vec::new(), commit: vmm::sandbox::Commit::Denied };
     let shown = vmm::virtio::blk::BlkConfig::default();
     let kind = DeviceKind::Blk { drive: Box::new(drive), queues: Some(1), shown };
     bench.config.devices.push(DeviceConfig { id: "d0".into(), slot: Some(1), kind });

@@ -88,13 +88,14 @@ fn run_machine(run: Run, daemon: Option<daemon::Daemon>, voice: &Voice) -> vmm::
         _ => None,
     });
     let mut caller = Builder { voice, run_as: process.run_as };
-    let machine = Machine::build(run.machine, standard()?, &mut caller)?;
+    let mut machine = Machine::build(run.machine, standard()?, &mut caller)?;
     for note in &machine.notes {
         voice.say(&format!("rkvm: {note}"));
     }
     let terminal = Terminal::default();
     watch_signals(machine.handle(), terminal.clone())?;
     if let Some(daemon) = daemon {
+        machine.finish_loading()?;
         daemon.ready()?;
     }
     let raw = signals.map(|signals| terminal.enter(signals));

@@ -260,8 +260,36 @@ fn committing_images() {
         return;
     }
     let overlay = "-drive file=@over.qcow2,if=virtio";
-    assert!(run(overlay, "commit virtio0").contains("-sandbox off"));
+    let denied = run(&format!("{overlay} -sandbox on,commit=deny"), "commit virtio0");
+    assert!(denied.contains("Permission denied"), "{denied}");
+    assert_eq!(run(overlay, "commit virtio0"), "");
+    assert_eq!(run(&format!("{overlay},snapshot=on"), "commit all"), "");
     assert_eq!(run(&format!("{overlay} -sandbox off"), "commit virtio0"), "");
+    // What lies below the image below is read: it may be what others stand on.
+    let qemu_img = |words: &[&str]| {
+        let mut c = Command::new("qemu-img");
+        assert!(c.current_dir(b.folder.path()).args(words).status().unwrap().success());
+    };
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "over.qcow2", "top.qcow2"]);
+    let mut io = Command::new("qemu-io");
+    let written = io.current_dir(b.folder.path()).args(["-c", "write -P 5 0 64k", "top.qcow2"]);
+    if !written.stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED committing what was written: no qemu-io");
+        return;
+    }
+    let before = std::fs::read(b.path("base.img")).unwrap();
+    assert_eq!(run("-drive file=@top.qcow2,if=virtio", "commit virtio0"), "");
+    assert_eq!(std::fs::read(b.path("base.img")).unwrap(), before);
+    qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", "", "top.qcow2"]);
+    qemu_img(&["check", "-q", "over.qcow2"]);
+    qemu_img(&["convert", "-O", "raw", "over.qcow2", "all.img"]);
+    let all = std::fs::read(b.path("all.img")).unwrap();
+    assert!(all[..65_536].iter().all(|b| *b == 5) && all[65_536..].iter().all(|b| *b == 0));
+    // Another guest stands on the image below: nothing is changed, and the disk goes on.
+    let other = "-drive file=@over.qcow2,if=virtio,readonly=on,id=other";
+    qemu_img(&["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "over.qcow2", "top.qcow2"]);
+    let locked = run(&format!("-drive file=@top.qcow2,if=virtio {other}"), "commit virtio0");
+    assert!(locked.contains("lock"), "{locked}");
 }
 
 /// The package qemu.qmp: from PYTHON_QMP, or where python3 finds it.

@@ -169,3 +169,45 @@ fn the_terminal_is_given_back() {
         assert!(cooked(), "{way}");
     }
 }
+
+#[test]
+fn a_disk_on_a_server_and_every_thread_in_the_sandbox() {
+    let Some(b) = bench("a disk on a server") else { return };
+    let socket = b.path("nbd");
+    let server = std::process::Command::new("nbdkit")
+        .args(["-f", "-U"])
+        .arg(&socket)
+        .args(["memory", "1M"])
+        .spawn();
+    let Ok(server) = server else {
+        eprintln!("SKIPPED a disk on a server: no nbdkit");
+        return;
+    };
+    let _server = common::Running { child: server };
+    wait_for(&b.path("absent"), |_| socket.exists());
+    for more in ["", ",file.reconnect-delay=5"] {
+        let mut vm = b.start(&format!(
+            "-serial file:@serial -monitor unix:@m,server=on,wait=off -smp 2 \
+             -drive file=nbd+unix:///?socket=@nbd,if=virtio,format=raw{more}"
+        ));
+        wait_for(&b.path("serial"), |t| t == "ready\n");
+        let mut m = b.connect("m");
+        m.until("(qemu) ");
+        let said = m.hmp("info block");
+        assert!(said.contains("?socket="), "{said}");
+        let mut names = Vec::new();
+        for thread in std::fs::read_dir(format!("/proc/{}/task", vm.child.id())).unwrap() {
+            let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+            assert!(status.contains("Seccomp:\t2"), "{status}");
+            names.extend(status.lines().next().map(str::to_owned));
+        }
+        assert!(names.iter().any(|n| n.contains("nbd-replies")), "{names:?}");
+        m.send("quit\n");
+        assert!(vm.wait().success());
+        assert_eq!(vm.errors(), "");
+        std::fs::remove_file(b.path("serial")).unwrap();
+    }
+    let refused = b.output("-drive file=http://127.0.0.1:1/x,if=virtio,readonly=on -sandbox off");
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("http://127.0.0.1:1/x"), "{text}");
+}

@@ -43,6 +43,7 @@ pub mod cow;
 mod crypt;
 mod deflate;
 pub mod dmg;
+mod findings;
 mod header_mark;
 pub mod info;
 pub mod luks;

@@ -3,6 +3,7 @@
 use imgcore::graph::open::OpenRequest;
 use imgcore::opts::secret::SecretDef;
 
+use super::remote::Confined;
 use super::throttle::Limits;
 
 /// Whether the image may be written.
@@ -101,6 +102,8 @@ pub struct Drive {
     pub serial: String,
     /// Passphrases that the image's options may name (`-object secret`).
     pub secrets: Vec<SecretDef>,
+    /// Whether the process is confined once it is open.
+    pub confined: Confined,
 }
 
 impl Drive {

@@ -7,6 +7,7 @@
 //! host are opened as backing files. So writes that would make the beginning of such a disk look like
 //! another format are refused with an error; all others pass. Naming `format=raw` lifts the restriction.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -181,12 +182,39 @@ impl ImageBackend {
         })
     }
 
+    /// What `commit` opens again: the files of the image below the top, for writing, and of those further below, for
+    /// reading; by descriptors of what is open now, and by the images' names, as some formats describe their files in
+    /// a file of its own. Nothing for a disk that cannot be committed.
+    ///
+    /// # Errors
+    /// When no more files can be open.
+    pub fn commit_files(&self) -> Result<Vec<(CommitFile, CommitAccess)>> {
+        if self.below.is_none() || (self.read_only && !self.temporary) {
+            return Ok(Vec::new());
+        }
+        self.with(|node| {
+            let mut all = Vec::new();
+            for (depth, below) in node.chain().iter().enumerate().skip(1) {
+                let access = if depth == 1 { CommitAccess::Write } else { CommitAccess::Read };
+                for storage in below.image().storages() {
+                    if let Some(file) = storage.as_file() {
+                        let file = file.try_clone().map_err(|e| Error::io(&e))?;
+                        all.push((CommitFile::Open(file), access));
+                    }
+                }
+                all.push((CommitFile::Named(below.name().into()), access));
+            }
+            Ok(all)
+        })
+    }
+
     /// Writes what the top of the chain has into the file below it, and empties the top (`commit`).
     /// Requests of the guest wait meanwhile.
     ///
     /// # Errors
     /// When there is nothing below, or it cannot be opened for writing or written. The guest's disk has the
-    /// same bytes as before in any case.
+    /// same bytes as before in any case; a disk over an image on a server that cannot be connected to again fails from
+    /// then on.
     pub fn commit(&self) -> Result<()> {
         let Some(reopen) = &self.below else {
             return Err(Error::invalid("the image has no backing file to commit into"));
@@ -194,6 +222,15 @@ impl ImageBackend {
         let mut place = self.chain.write().unwrap_or_else(PoisonError::into_inner);
         self.pins.wait();
         let node = place.take().ok_or_else(|| Error::errno(libc::EIO))?;
+        // The image below is going to be let go of. What keeps files from being opened again is found before; a server
+        // may take one client only, and is connected to when it has lost this one.
+        let local = |n: &&Node| n.image().storages().iter().all(|s| s.protocol().is_none());
+        if node.chain().iter().skip(1).all(local)
+            && let Err(e) = open(&reopen.request, &reopen.options)
+        {
+            *place = Some(node);
+            return Err(sandboxed(e));
+        }
         let top = match Arc::try_unwrap(node) {
             Ok(top) => top,
             Err(shared) => {
@@ -212,16 +249,7 @@ impl ImageBackend {
     }
 
     fn commit_into(&self, top: &Node, reopen: &Reopen) -> Result<()> {
-        let base =
-            open(&reopen.request, &reopen.options.clone().writable()).map_err(|e| {
-                match e.raw_errno() {
-                Some(libc::EACCES) => e.hint(
-                    "the sandbox keeps files below a disk's image from being written: start with \
-                     -sandbox off to commit into them",
-                ),
-                _ => e,
-            }
-            })?;
+        let base = open(&reopen.request, &reopen.options.clone().writable()).map_err(sandboxed)?;
         if self.certainty == Certainty::GuessedRaw {
             let mut head = vec![0; PROBE_LEN.min(index(self.len))];
             base.read(0, &mut head)?;
@@ -272,6 +300,35 @@ impl ImageBackend {
         head[from..to].copy_from_slice(&change[..to - from]);
         check_head(&head, node.name())?;
         write()
+    }
+}
+
+/// A file that `commit` opens again.
+#[derive(Debug)]
+pub enum CommitFile {
+    /// This one.
+    Open(File),
+    /// The one of this name.
+    Named(PathBuf),
+}
+
+/// What `commit` does with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitAccess {
+    /// Reading.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+/// What to do when a file below cannot be opened.
+fn sandboxed(e: Error) -> Error {
+    match e.raw_errno() {
+        Some(libc::EACCES) => e.hint(
+            "if the user may open it, the sandbox keeps it from being opened (-sandbox on,commit=deny, or a server): \
+             start without, or commit when the guest has ended: rimg commit",
+        ),
+        _ => e,
     }
 }
 

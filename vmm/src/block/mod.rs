@@ -3,6 +3,7 @@
 //! * [`config`]: plain data: one disk as the command line describes it.
 //! * [`open`](mod@open): from plain data to an opened image.
 //! * [`image`]: the image as a [`BlockBackend`], and what may be done with it while the guest runs.
+//! * [`remote`]: images that are on servers.
 //! * [`disk`]: what a device talks to: limits, figures and the error policy around a back end.
 //! * [`throttle`]: limits on bytes and requests a second.
 //! * [`stats`]: figures for `info blockstats`.
@@ -25,6 +26,7 @@ pub mod disk;
 pub mod image;
 pub mod open;
 pub mod pool;
+pub mod remote;
 pub mod ring;
 pub mod stats;
 pub mod throttle;

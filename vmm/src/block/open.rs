@@ -12,6 +12,7 @@ use imgcore::opts::secret::Secrets;
 use super::config::{Drive, Persistence, WriteAccess};
 use super::disk::{Behaviour, Disk};
 use super::image::{Certainty, ImageBackend, Reopen};
+use super::remote::{self, Place};
 use super::throttle::Throttle;
 use crate::{Error, Result};
 
@@ -24,6 +25,8 @@ pub struct Opened {
     pub disk: Arc<Disk>,
     /// Lines for people.
     pub notes: Vec<String>,
+    /// Where its bytes are.
+    pub place: Place,
 }
 
 /// Opens a disk. Temporary overlays are made in `scratch`; limits are shared through `groups`.
@@ -34,7 +37,9 @@ pub fn disk(drive: &Drive, scratch: &Path, groups: &mut Groups) -> Result<Opened
     let mut notes = Vec::new();
     let temporary = drive.persistence == Persistence::Temporary;
     let secrets = secrets(drive)?;
-    let node = open_image(drive, temporary, &secrets)?;
+    let drive = &Drive { image: remote::look_up(&drive.image)?, ..drive.clone() };
+    let node = open_any(drive, temporary, &secrets)?;
+    let place = remote::check(&node, drive.confined)?;
     let certainty = certainty(&drive.image, &node);
     if certainty == Certainty::GuessedRaw {
         notes.push(format!(
@@ -61,7 +66,7 @@ pub fn disk(drive: &Drive, scratch: &Path, groups: &mut Groups) -> Result<Opened
             group.clone()
         }),
     };
-    Ok(Opened { disk: Arc::new(Disk::over_image(image, behaviour)), notes })
+    Ok(Opened { disk: Arc::new(Disk::over_image(image, behaviour)), notes, place })
 }
 
 fn options(access: Access, secrets: &Secrets) -> OpenOptions {
@@ -84,25 +89,6 @@ fn secrets(drive: &Drive) -> Result<Secrets> {
     Ok(all)
 }
 
-/// Disks on servers would need sockets inside the sandbox.
-fn refuse_remote(node: &Node) -> Result<()> {
-    let remote = |node: &&Node| node.image().storages().iter().any(|s| s.protocol().is_some());
-    match node.chain().iter().find(|node| remote(node)) {
-        None => Ok(()),
-        Some(node) => {
-            let text = format!("'{}' is on a server, which is not supported yet", node.name());
-            Err(Error::unsupported(text)
-                .hint("attach it as a block device (nbd-client), or copy it with rimg convert"))
-        }
-    }
-}
-
-fn open_image(drive: &Drive, temporary: bool, secrets: &Secrets) -> Result<Arc<Node>> {
-    let node = open_any(drive, temporary, secrets)?;
-    refuse_remote(&node)?;
-    Ok(node)
-}
-
 fn open_any(drive: &Drive, temporary: bool, secrets: &Secrets) -> Result<Arc<Node>> {
     let read = |_| open(&drive.image, &options(Access::Read, secrets));
     if temporary || drive.access == WriteAccess::ReadOnly {
@@ -111,10 +97,11 @@ fn open_any(drive: &Drive, temporary: bool, secrets: &Secrets) -> Result<Arc<Nod
     match open(&drive.image, &options(Access::Write, secrets)) {
         Err(e)
             if drive.access == WriteAccess::Auto
-                && matches!(
-                    e.raw_errno(),
-                    Some(libc::EACCES | libc::EROFS | libc::EPERM | libc::ETXTBSY)
-                ) =>
+                && (e.kind() == crate::ErrorKind::ReadOnly
+                    || matches!(
+                        e.raw_errno(),
+                        Some(libc::EACCES | libc::EROFS | libc::EPERM | libc::ETXTBSY)
+                    )) =>
         {
             read(())
         }

@@ -58,18 +58,51 @@ pub struct Initrd {
     pub len: u64,
 }
 
-/// Loads the kernel.
-pub fn load(memory: &Memory, path: &Path) -> Result<Loaded> {
-    let mut source = Source::open(path, "kernel")?;
+/// A kernel and its ramdisks, open.
+pub struct Files {
+    kernel: Source,
+    initrds: Vec<Source>,
+}
+
+impl Files {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// Names the one that cannot be opened or is no file.
+    pub fn open(kernel: &Path, initrds: &[PathBuf]) -> Result<Self> {
+        let kernel = Source::open(kernel, "kernel")?;
+        let initrds = initrds.iter().map(|path| Source::open(path, "initrd"));
+        Ok(Files { kernel, initrds: initrds.collect::<Result<_>>()? })
+    }
+
+    /// Loads the kernel.
+    ///
+    /// # Errors
+    /// When it is none that can be started here, or does not fit.
+    pub fn load_kernel(&mut self, memory: &Memory) -> Result<Loaded> {
+        load(memory, &mut self.kernel)
+    }
+
+    /// Puts the ramdisks one after the other (each at a multiple of four, as the kernel's unpacker wants
+    /// archives) as high as possible, so that an unpacking kernel is not in the way.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn load_initrds(&mut self, memory: &Memory, size: u64, kernel: &Loaded) -> Result<Initrd> {
+        load_initrds(memory, size, kernel, &mut self.initrds)
+    }
+}
+
+fn load(memory: &Memory, source: &mut Source) -> Result<Loaded> {
     if source.len < 64 {
         return Err(source.corrupt(0, "too short to be a kernel"));
     }
     let magic = source.bytes(0, 4)?;
     if magic == b"\x7fELF" {
-        return elf(memory, &mut source);
+        return elf(memory, source);
     }
     if source.len > 0x300 && source.bytes(0x202, 4)? == b"HdrS" {
-        return bzimage(memory, &mut source);
+        return bzimage(memory, source);
     }
     Err(Error::unsupported(format!("'{}' is neither a bzImage nor an ELF kernel", source.path))
         .at_path(&source.path)
@@ -225,21 +258,14 @@ fn pvh_entry(notes: &[u8]) -> Option<u64> {
     None
 }
 
-/// Puts the ramdisks one after the other (each at a multiple of four, as the kernel's unpacker wants
-/// archives) as high as possible, so that an unpacking kernel is not in the way.
-pub fn load_initrds(
+fn load_initrds(
     memory: &Memory,
     size: u64,
     kernel: &Loaded,
-    paths: &[PathBuf],
+    sources: &mut [Source],
 ) -> Result<Initrd> {
-    let mut sources = Vec::new();
-    let mut total: u64 = 0;
-    for path in paths {
-        let source = Source::open(path, "initrd")?;
-        total = crate::num::align_up(total, 4).saturating_add(source.len);
-        sources.push(source);
-    }
+    let add = |total, source: &Source| crate::num::align_up(total, 4).saturating_add(source.len);
+    let total = sources.iter().fold(0, add);
     if total == 0 {
         return Ok(Initrd::default());
     }
@@ -255,7 +281,7 @@ pub fn load_initrds(
         .hint("Give the guest more memory (-m)")
     })?;
     let mut at = address;
-    for mut source in sources {
+    for source in sources {
         at = crate::num::align_up(at, 4);
         let len = source.len;
         source.load(memory, 0, len, at)?;
@@ -358,17 +384,21 @@ mod tests {
         n
     }
 
+    fn load_file(memory: &Memory, path: &Path) -> Result<Loaded> {
+        Files::open(path, &[])?.load_kernel(memory)
+    }
+
     #[test]
     fn bzimage_is_loaded_and_entered_in_64_bit_mode() {
         let m = memory();
-        let k = load(&m, file(&image(b"payload")).path()).unwrap();
+        let k = load_file(&m, file(&image(b"payload")).path()).unwrap();
         assert_eq!((k.protocol, k.entry, k.end), (Protocol::Linux64, 0x10_0200, 0x30_0000));
         let mut b = [0; 7];
         m.read_slice(&mut b, GuestAddress(0x10_0000)).unwrap();
         assert_eq!(&b, b"payload");
         let mut old = image(b"payload");
         old[0x206..0x208].copy_from_slice(&0x204u16.to_le_bytes());
-        assert_eq!(load(&m, file(&old).path()).unwrap().protocol, Protocol::Linux32);
+        assert_eq!(load_file(&m, file(&old).path()).unwrap().protocol, Protocol::Linux32);
     }
 
     #[test]
@@ -376,11 +406,11 @@ mod tests {
         let m = memory();
         let mut notes = vec![1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, b'x', 0, 0, 0];
         notes.extend(note(0x12_3456));
-        let k = load(&m, file(&elf_image(&notes, 0x20_0000)).path()).unwrap();
+        let k = load_file(&m, file(&elf_image(&notes, 0x20_0000)).path()).unwrap();
         assert_eq!((k.protocol, k.entry, k.end), (Protocol::Pvh, 0x12_3456, 0x20_0008));
-        let none = load(&m, file(&elf_image(&[], 0x20_0000)).path()).unwrap_err();
+        let none = load_file(&m, file(&elf_image(&[], 0x20_0000)).path()).unwrap_err();
         assert!(none.to_string().contains("PVH note"), "{none}");
-        let far = load(&m, file(&elf_image(&note(1), 1 << 40)).path()).unwrap_err();
+        let far = load_file(&m, file(&elf_image(&note(1), 1 << 40)).path()).unwrap_err();
         assert!(far.to_string().contains("does not fit"), "{far}");
     }
 
@@ -389,38 +419,41 @@ mod tests {
         let m = memory();
         let good = elf_image(&note(1), 0x20_0000);
         for cut in [0, 3, 63, 64, 100, 150, 177, good.len() - 1] {
-            assert!(load(&m, file(&good[..cut]).path()).is_err(), "{cut}");
+            assert!(load_file(&m, file(&good[..cut]).path()).is_err(), "{cut}");
         }
         let mut b = image(b"");
-        assert!(load(&m, file(&b).path()).is_err());
+        assert!(load_file(&m, file(&b).path()).is_err());
         b[0x1f1] = 255;
-        assert!(load(&m, file(&b).path()).is_err());
+        assert!(load_file(&m, file(&b).path()).is_err());
         for i in 0..good.len() {
             let mut bad = good.clone();
             bad[i] = 0xff;
-            let _ = load(&m, file(&bad).path());
+            let _ = load_file(&m, file(&bad).path());
         }
         assert_eq!(pvh_entry(&[0xff; 64]), None);
         assert!(
-            load(&m, Path::new("/nonexistent")).unwrap_err().to_string().contains("/nonexistent")
+            load_file(&m, Path::new("/nonexistent"))
+                .unwrap_err()
+                .to_string()
+                .contains("/nonexistent")
         );
     }
 
     #[test]
     fn several_initrds_lie_high_and_aligned() {
         let m = memory();
-        let kernel = load(&m, file(&image(b"payload")).path()).unwrap();
+        let kernel = load_file(&m, file(&image(b"payload")).path()).unwrap();
         let (a, b) = (file(b"first"), file(b"second"));
-        let paths = [a.path().to_owned(), b.path().to_owned()];
-        let i = load_initrds(&m, 8 << 20, &kernel, &paths).unwrap();
+        let open = |f: &tempfile::NamedTempFile| Source::open(f.path(), "initrd").unwrap();
+        let i = load_initrds(&m, 8 << 20, &kernel, &mut [open(&a), open(&b)]).unwrap();
         assert_eq!(i, Initrd { address: (8 << 20) - 4096, len: 14 });
         let mut all = [0; 14];
         m.read_slice(&mut all, GuestAddress(i.address)).unwrap();
         assert_eq!(&all, b"first\0\0\0second");
         let big = file(&vec![0; 6 << 20]);
-        let e = load_initrds(&m, 8 << 20, &kernel, &[big.path().to_owned()]).unwrap_err();
+        let e = load_initrds(&m, 8 << 20, &kernel, &mut [open(&big)]).unwrap_err();
         assert!(e.to_string().contains("does not fit"), "{e}");
-        assert_eq!(load_initrds(&m, 8 << 20, &kernel, &[]).unwrap(), Initrd::default());
+        assert_eq!(load_initrds(&m, 8 << 20, &kernel, &mut []).unwrap(), Initrd::default());
         assert!(write_cmdline(&m, &"x".repeat(CMDLINE_MAX)).is_err());
     }
 }

@@ -10,6 +10,7 @@ use imgcore::graph::open::{Discard, OpenRequest};
 use imgcore::opts::ImageSpec;
 use imgcore::opts::json;
 use imgcore::opts::list::{self, FirstItem};
+use imgcore::opts::remote::Remote;
 use imgcore::opts::spec::{self, BackingSpec};
 use imgcore::opts::tree::{Flat, Scalar};
 
@@ -145,10 +146,12 @@ fn aio(spec: &ImageSpec, direct: Option<bool>) -> Result<Aio> {
 /// Refuses what images cannot be used through, by name.
 fn refuse(spec: &ImageSpec) -> Result<()> {
     if let Some(driver) = spec.driver.as_deref() {
-        let known = spec::is_format(driver) || matches!(driver, "file" | "host_device");
+        let known = spec::is_format(driver)
+            || Remote::is_driver(driver)
+            || matches!(driver, "file" | "host_device");
         if !known {
             return Err(Error::unsupported(format!("driver={driver} is not supported yet")).hint(
-                "file, host_device and the image formats are; limits go to throttling. of a -drive",
+                "file, host_device, nbd and the image formats are; limits go to throttling. of a -drive",
             ));
         }
     }

@@ -8,10 +8,11 @@ use super::disk::DriveSpec;
 use super::memory::MemorySpec;
 use super::net::NetSpec;
 use crate::block::config::Persistence;
+use crate::block::remote::Confined;
 use crate::cpu::topology::Wanted;
 use crate::machine::MachineConfig;
 use crate::machine::config::{DeviceConfig, DeviceKind};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Commit, Sandbox};
 use crate::virtio::blk::{BlkConfig, Offer};
 use crate::{Error, Result};
 use imgcore::opts::secret::SecretDef;
@@ -57,6 +58,8 @@ pub struct Builder {
     pub secrets: Vec<SecretDef>,
     /// `-sandbox off`.
     pub sandbox_off: bool,
+    /// `-sandbox commit=`.
+    pub sandbox_commit: Commit,
     /// Lines for people.
     pub warnings: Vec<String>,
     /// Text to show instead of running.
@@ -84,7 +87,7 @@ impl Builder {
         if !self.sandbox_off {
             let removed =
                 self.process.pidfile.iter().chain(self.machine.sockets()).cloned().collect();
-            self.machine.sandbox = Sandbox::On { removed };
+            self.machine.sandbox = Sandbox::On { removed, commit: self.sandbox_commit };
         }
         if self.machine.kernel.kernel.as_os_str().is_empty() {
             return Err(Error::unsupported(
@@ -150,6 +153,7 @@ impl Builder {
         for device in &mut devices {
             if let DeviceKind::Blk { drive, .. } = &mut device.kind {
                 drive.secrets.clone_from(&self.secrets);
+                drive.confined = if self.sandbox_off { Confined::No } else { Confined::Yes };
             }
         }
         // Those with a slot first, so that the others do not take it.

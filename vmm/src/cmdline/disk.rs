@@ -3,6 +3,7 @@
 use imgcore::graph::open::{DetectZeroes, Discard, OpenRequest, Sharing};
 use imgcore::opts::ImageSpec;
 use imgcore::opts::filename::{self, Filename};
+use imgcore::opts::remote::Remote;
 use imgcore::opts::tree::{Flat, Scalar};
 use imgcore::storage::CacheMode;
 
@@ -129,7 +130,7 @@ pub fn drive(b: &mut Builder, text: &str) -> Result<()> {
         throttling,
         aio,
         serial,
-        secrets: Vec::new(),
+        ..Drive::default()
     };
     b.drives.push(DriveSpec { drive, index, only_backend, persistence_given });
     Ok(())
@@ -158,25 +159,32 @@ fn image(o: &mut Options) -> Result<OpenRequest> {
         (a, b) => a.or(b),
     };
     let extra = o.take_where(is_image_key);
-    let name = name.ok_or_else(|| Error::invalid("Parameter 'file' is missing"))?;
-    if extra.is_empty() {
-        return OpenRequest::parse(&name, format.as_deref());
+    if let (Some(name), true) = (&name, extra.is_empty()) {
+        return OpenRequest::parse(name, format.as_deref());
     }
-    let path = match filename::parse(&name).map_err(Error::from)? {
-        Filename::Path(path) => path,
-        Filename::Json(_) | Filename::Protocol { .. } => {
+    let mut flat = Flat::default();
+    if let Some(format) = &format {
+        flat.set("driver", Scalar::Text(format.clone()));
+    }
+    let parsed = name.as_deref().map(filename::parse).transpose().map_err(Error::from)?;
+    let name = name.unwrap_or_default();
+    match parsed {
+        None if extra.iter().any(|(key, _)| key == "file.driver") => {}
+        None => return Err(Error::invalid("Parameter 'file' is missing")),
+        Some(Filename::Path(path)) => flat.set("file.filename", Scalar::Text(path)),
+        // More about the server that the name is of.
+        Some(Filename::Protocol { driver: protocol, .. }) if Remote::is_driver(protocol) => {
+            flat.set("file.driver", Scalar::Text(protocol.to_owned()));
+            flat.set("file.filename", Scalar::Text(name));
+        }
+        Some(Filename::Json(_) | Filename::Protocol { .. }) => {
             return Err(Error::unsupported(format!(
                 "file={name} cannot be combined with '{}'",
                 extra[0].0
             ))
             .hint("Use -blockdev"));
         }
-    };
-    let mut flat = Flat::default();
-    if let Some(format) = &format {
-        flat.set("driver", Scalar::Text(format.clone()));
     }
-    flat.set("file.filename", Scalar::Text(path));
     for (key, value) in extra {
         flat.set(&key, Scalar::Text(value));
     }
@@ -185,7 +193,7 @@ fn image(o: &mut Options) -> Result<OpenRequest> {
         return Err(Error::invalid(format!("'{key}' needs to know the format"))
             .hint("Give format= as well"));
     }
-    let mut request = OpenRequest::from_spec(&spec, &name)?;
+    let mut request = OpenRequest::from_spec(&spec, "-drive")?;
     request.shown = None;
     if request.sharing == Some(Sharing::Force) {
         return Err(Error::unsupported("force-share=on is not supported for a guest's disk")

@@ -4,6 +4,7 @@ use super::builder::Builder;
 use super::options::{Options, boolean};
 use super::pages;
 use crate::machine::config::{OnPowerOff, OnReset, RtcBase};
+use crate::sandbox::Commit;
 use crate::{Error, Result};
 
 /// `-kernel`.
@@ -277,10 +278,17 @@ pub fn boot(b: &mut Builder, _text: &str) -> Result<()> {
     Ok(())
 }
 
-/// `-sandbox on|off[,obsolete=...][,elevateprivileges=...][,spawn=...][,resourcecontrol=...]`.
+/// `-sandbox on|off[,commit=allow|deny][,obsolete=...][,elevateprivileges=...][,spawn=...][,resourcecontrol=...]`.
 pub fn sandbox(b: &mut Builder, text: &str) -> Result<()> {
     let mut o = Options::parse(text, Some("enable"));
     b.sandbox_off = !o.take_bool("enable")?.unwrap_or(true);
+    b.sandbox_commit = match o.take("commit").as_deref() {
+        None | Some("allow") => Commit::Allowed,
+        Some("deny") => Commit::Denied,
+        Some(word) => {
+            return Err(Error::invalid(format!("invalid argument {word} for -sandbox commit")));
+        }
+    };
     for (key, words) in [
         ("obsolete", &["deny", "allow"][..]),
         ("elevateprivileges", &["deny", "allow", "children"]),

@@ -170,7 +170,7 @@ pub static TABLE: &[Opt] = &[
     run("D", "file", process::log_file, "messages go to this file"),
     run("action", "reboot=|shutdown=|panic=...", process::action, "what guest events lead to"),
     run("boot", "...", misc::boot, ""),
-    run("sandbox", "on|off", misc::sandbox, "confine the process (default on)"),
+    run("sandbox", "on|off[,commit=deny]", misc::sandbox, "confine the process (default on)"),
     so_anyway("enable-kvm", "KVM is always used"),
     so_anyway("no-user-config", "there is no configuration file"),
     so_anyway("no-hpet", "there is no HPET"),

@@ -1,7 +1,7 @@
 //! What lies in memory when the guest begins.
 
 use crate::boot::acpi::{self, Description};
-use crate::boot::kernel::{self, Protocol};
+use crate::boot::kernel::{self, Files, Protocol};
 use crate::boot::registers::{self, Entry};
 use crate::boot::{ACPI, SMBIOS, e820, linux, pvh, smbios};
 use crate::devices::pvpanic;
@@ -12,11 +12,11 @@ use crate::{Error, Result};
 use super::MachineConfig;
 
 /// Loads kernel, ramdisks, command line and tables; returns how the first vCPU begins.
-pub fn load(config: &MachineConfig, memory: &Memory) -> Result<Entry> {
+pub fn load(config: &MachineConfig, memory: &Memory, mut files: Files) -> Result<Entry> {
     let size = config.memory.size();
     let map = e820::map(size);
-    let loaded = kernel::load(memory, &config.kernel.kernel)?;
-    let initrd = kernel::load_initrds(memory, size, &loaded, &config.kernel.initrds)?;
+    let loaded = files.load_kernel(memory)?;
+    let initrd = files.load_initrds(memory, size, &loaded)?;
     let cmdline_len = kernel::write_cmdline(memory, &config.kernel.append)?;
     let tables = acpi::build(&Description {
         topology: &config.topology,

@@ -3,13 +3,13 @@
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::boot;
 use super::config::MachineConfig;
 use super::events::{Event, Sink};
+use super::loading::Loading;
 use super::parts::{Parts, Workshop};
-use super::run::{Machine, start_state};
+use super::run::Machine;
 use super::timer::RtcTimer;
-use crate::boot::registers::Entry;
+use crate::Result;
 use crate::chardev::{Chardevs, Standard};
 use crate::control::events::Broadcast;
 use crate::control::{MachineEvent, RunState};
@@ -18,17 +18,15 @@ use crate::kvm::baseline::{ChipBaseline, VcpuBaseline};
 use crate::kvm::vm::SlotKind;
 use crate::kvm::{System, Vcpu, Vm};
 use crate::mem;
-use crate::mem::Memory;
 use crate::pci::Root;
 use crate::vcpu::{Buses, EffectSink, Group, VcpuSettings};
-use crate::{Error, Result};
 
 /// Whoever builds a machine, while it is being built.
 pub trait Caller {
     /// A line for people, at once: the name of a pseudo terminal, that a connection is waited for.
     fn notice(&mut self, _line: &str) {}
 
-    /// Everything that needs rights is open, and no thread has been started: rights may be given up.
+    /// Everything that needs rights is open, and no thread that would keep them has been started: rights may be given up.
     ///
     /// # Errors
     /// The machine is not built.
@@ -56,9 +54,10 @@ impl Machine {
         let system = System::open()?;
         config.memory.check(config.topology.max_cpus)?;
         config.topology.check(system.max_vcpus())?;
+        let memory = Arc::new(mem::build(&config.memory)?);
+        let loading = Loading::start(&config, &memory)?;
         let chardevs = Chardevs::open(&config.chardevs, standard, &mut |line| caller.notice(line))?;
         let vm = Arc::new(system.create_vm()?);
-        let memory = Arc::new(mem::build(&config.memory)?);
         // Before the chips: KVM waits for readers of its tables at each change, and it is the second wait
         // in a row that takes milliseconds.
         vm.map_memory(&memory, 0, SlotKind::Ram)?;
@@ -71,18 +70,13 @@ impl Machine {
             root: &root,
             chardevs: &chardevs,
         };
-        let (made, entry) = while_loading(&config, &memory, || {
-            vm.create_chips()?;
-            let parts = workshop.build()?;
-            let template = cpu::build(&config.cpu, &system.supported_cpuid()?)?;
-            Made::new(&config, &vm, parts, &template)
-        })?;
-        let Made { mut parts, vcpus, baseline, chips, warnings } = made;
+        vm.create_chips()?;
+        let mut parts = workshop.build()?;
+        let template = cpu::build(&config.cpu, &system.supported_cpuid()?)?;
         let mut notes = std::mem::take(&mut parts.notes);
-        notes.extend(warnings);
-        for (index, vcpu) in (0..).zip(&vcpus) {
-            start_state(vcpu, index, entry)?;
-        }
+        notes.extend(template.warnings.iter().map(|w| format!("warning: {w}")));
+        let (vcpus, baseline) = make_vcpus(&config, &vm, &template)?;
+        let chips = ChipBaseline::take(&vm)?;
         let (sender, events) = channel();
         let sink = Arc::new(Sink {
             events: Mutex::new(sender.clone()),
@@ -91,9 +85,10 @@ impl Machine {
             buses: buses.clone(),
         });
         let as_sink: Arc<dyn EffectSink> = sink.clone();
-        // There are no threads yet: who the process is can still be changed for all of it.
+        // All threads so far open nothing (the one that loads the kernel), and change with this one (the C library sees
+        // to that): who the process is can still be changed for all of it.
         caller.all_open()?;
-        let prepared = crate::sandbox::prepare(&config)?;
+        let prepared = crate::sandbox::prepare(&config, parts.disks.iter().map(|d| &*d.disk))?;
         let confinement = prepared.as_ref().map(|p| p.confinement.clone());
         notes.extend(prepared.into_iter().flat_map(|p| p.notes));
         let settings = VcpuSettings { pin: config.pin.clone(), confinement: confinement.clone() };
@@ -108,6 +103,7 @@ impl Machine {
             vm,
             memory,
             group,
+            loading,
             parts,
             root,
             buses,
@@ -129,52 +125,21 @@ impl Machine {
     }
 }
 
-/// All of a machine that does not depend on what lies in its memory.
-struct Made {
-    parts: Parts,
-    vcpus: Vec<Vcpu>,
-    /// Of each vCPU, before its first instruction is known.
-    baseline: Vec<VcpuBaseline>,
-    chips: ChipBaseline,
-    /// Of the processor model.
-    warnings: Vec<String>,
-}
-
-impl Made {
-    fn new(config: &MachineConfig, vm: &Vm, parts: Parts, template: &Template) -> Result<Self> {
-        let (mut vcpus, mut baseline) = (Vec::new(), Vec::new());
-        for index in 0..config.topology.cpus {
-            let id = crate::num::low8(config.topology.apic_id(index).into());
-            let vcpu = vm.create_vcpu(id)?;
-            vcpu.set_cpuid(&template.for_vcpu(index, &config.topology)?)?;
-            baseline.push(VcpuBaseline::take(&vcpu)?);
-            vcpus.push(vcpu);
-        }
-        let warnings = template.warnings.iter().map(|w| format!("warning: {w}")).collect();
-        Ok(Made { parts, vcpus, baseline, chips: ChipBaseline::take(vm)?, warnings })
-    }
-}
-
-/// Copies the kernel and all else that lies in memory at the start, on a thread of its own that ends here, while
-/// `work` makes chips, devices and vCPUs: that is mostly waiting, and a kernel of some ten megabytes takes as long
-/// to copy as all the rest.
-fn while_loading<A>(
+/// Makes the vCPUs, and notes the state of each before its first instruction is known.
+fn make_vcpus(
     config: &MachineConfig,
-    memory: &Memory,
-    work: impl FnOnce() -> Result<A>,
-) -> Result<(A, Entry)> {
-    std::thread::scope(|scope| {
-        let loading = std::thread::Builder::new()
-            .name("load".into())
-            .spawn_scoped(scope, || boot::load(config, memory))
-            .map_err(|e| Error::io(&e).context("cannot start a thread to load the kernel"))?;
-        let worked = work();
-        let loaded = match loading.join() {
-            Ok(loaded) => loaded,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        Ok((worked?, loaded?))
-    })
+    vm: &Vm,
+    template: &Template,
+) -> Result<(Vec<Vcpu>, Vec<VcpuBaseline>)> {
+    let (mut vcpus, mut baseline) = (Vec::new(), Vec::new());
+    for index in 0..config.topology.cpus {
+        let id = crate::num::low8(config.topology.apic_id(index).into());
+        let vcpu = vm.create_vcpu(id)?;
+        vcpu.set_cpuid(&template.for_vcpu(index, &config.topology)?)?;
+        baseline.push(VcpuBaseline::take(&vcpu)?);
+        vcpus.push(vcpu);
+    }
+    Ok((vcpus, baseline))
 }
 
 /// Errors of disks and sizes of the balloon reach the machine and its monitors.

@@ -7,12 +7,14 @@
 //! * [`build`]: a machine that has not run yet.
 //! * [`run`]: the life of the machine.
 //! * [`steer`]: the machine as monitors' commands see it.
+//! * `loading`: the kernel comes into memory while the rest is made.
 //! * [`timer`]: the thread behind the clock's interrupts.
 
 pub mod boot;
 pub mod build;
 pub mod config;
 pub mod events;
+mod loading;
 mod own_code;
 pub mod parts;
 pub mod run;

@@ -234,7 +234,8 @@ impl Workshop<'_> {
                 let opened = crate::block::open::disk(drive, scratch, &mut parts.limits)?;
                 parts.notes.extend(opened.notes);
                 parts.disks.push(DiskPart { device: device.id.clone(), disk: opened.disk.clone() });
-                Arc::new(with_aio(Blk::over(config, opened.disk), drive, &mut parts.notes)?)
+                let blk = Blk::over(config, opened.disk).at(opened.place);
+                Arc::new(with_aio(blk, drive, &mut parts.notes)?)
             }
             DeviceKind::Net { shown, tap } => {
                 let config = NetConfig { id: device.id.clone(), ..shown.clone() };

@@ -26,11 +26,13 @@ use std::time::Duration;
 use super::boot;
 use super::config::{MachineConfig, OnPanic, OnPowerOff, OnReset};
 use super::events::{Command, Event, Handle};
+use super::loading::Loading;
 use super::own_code;
 use super::parts::Parts;
 use super::timer::RtcTimer;
 use crate::block::disk::{ErrorAction, IoError};
 use crate::block::stats::Op;
+use crate::boot::kernel::Files;
 use crate::boot::registers::{self, Entry};
 use crate::bus::{Effect, PanicKind};
 use crate::chardev::{Chardevs, Key, OnKey};
@@ -70,6 +72,7 @@ pub struct Machine {
     pub(super) vm: Arc<Vm>,
     pub(super) memory: Arc<Memory>,
     pub(super) group: Group,
+    pub(super) loading: Loading,
     pub(super) parts: Parts,
     pub(super) root: Arc<Root>,
     pub(super) buses: Buses,
@@ -105,6 +108,29 @@ impl Machine {
         self.group.thread_ids()
     }
 
+    /// Waits until the kernel is in memory, and lets vCPUs begin with it. [`run`](Machine::run) does that too: this is for
+    /// those who want to know before whether the machine can run.
+    ///
+    /// # Errors
+    /// What is wrong with the kernel, or with a vCPU.
+    pub fn finish_loading(&mut self) -> Result<()> {
+        let Some(entry) = self.loading.wait()? else { return Ok(()) };
+        for i in 0..self.group.len() {
+            let index = u32::try_from(i).unwrap_or(0);
+            let done = self.group.with(i, move |vcpu| start_state(vcpu, index, entry));
+            done.map_err(|gone| self.why_ended().unwrap_or(gone))??;
+        }
+        Ok(())
+    }
+
+    /// What a vCPU that has ended said.
+    fn why_ended(&self) -> Option<Error> {
+        self.events.try_iter().find_map(|event| match event {
+            Event::Failed(e) => Some(e),
+            _ => None,
+        })
+    }
+
     /// Runs until the machine ends, and takes it down.
     ///
     /// # Errors
@@ -122,8 +148,10 @@ impl Machine {
     fn begin(&mut self) -> Result<()> {
         // Threads of monitors and character devices, which begin here, inherit it.
         if let Some(confinement) = &self.confinement {
+            confinement.enter_others(&self.group.thread_ids())?;
             confinement.enter(Kind::Machine)?;
         }
+        self.finish_loading()?;
         for m in &self.config.monitors {
             let device = self.chardevs.get(&m.chardev)?;
             let handle = Arc::new(self.handle());
@@ -332,7 +360,9 @@ impl Machine {
         }
         self.root.apply_layout(&self.buses);
         self.chips.restore(&self.vm)?;
-        let entry = boot::load(&self.config, &self.memory)?;
+        let wanted = &self.config.kernel;
+        let files = Files::open(&wanted.kernel, &wanted.initrds)?;
+        let entry = boot::load(&self.config, &self.memory, files)?;
         for (i, baseline) in self.baseline.iter().enumerate() {
             let (baseline, index) = (baseline.clone(), u32::try_from(i).unwrap_or(0));
             self.group.with(i, move |vcpu| {

@@ -250,16 +250,6 @@ impl Steered for Machine {
             if device.is_none() && !description.temporary && description.below.is_empty() {
                 continue;
             }
-            // Committing opens files below anew. The sandbox lets that happen for images that the user
-            // named and that temporary overlays stand on, and for no others.
-            if self.confinement.is_some() && !description.temporary && !description.below.is_empty()
-            {
-                return Err(Error::unsupported(format!(
-                    "{}: the sandbox keeps the image below from being opened again",
-                    part.disk.name()
-                ))
-                .hint("Start with -sandbox off, or commit when the guest has ended: rimg commit"));
-            }
             image.commit()?;
             found = true;
         }

@@ -20,6 +20,19 @@ pub enum Kind {
     Vcpu,
     /// Serves queues of a device.
     Device,
+    /// Serves a disk that is on a server: talks on the connection that there is, and makes a new one if some disk may
+    /// ([`Dialling`]).
+    Server,
+}
+
+/// Whether disks may connect to their servers again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialling {
+    /// No disk may.
+    #[default]
+    Never,
+    /// Those may that were given `reconnect-delay`.
+    Allowed,
 }
 
 /// Moving data, waiting, memory, threads.
@@ -102,13 +115,23 @@ const DEVICE: &[libc::c_long] = &[
     libc::SYS_prlimit64,
 ];
 
+/// Besides: talking on a connection that there is.
+const SERVER: &[libc::c_long] = &[
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_shutdown,
+    // What a resolver of names asks before it finds that it can open nothing.
+    libc::SYS_uname,
+];
+
+/// Besides: connecting again ([`Dialling::Allowed`]).
+const DIAL: &[libc::c_long] =
+    &[libc::SYS_socket, libc::SYS_connect, libc::SYS_setsockopt, libc::SYS_getsockopt];
+
 /// Besides: a device's output on sockets, where a vCPU runs.
 const VCPU: &[libc::c_long] = &[
-    libc::SYS_sendto,
     libc::SYS_sendmsg,
-    libc::SYS_recvfrom,
     libc::SYS_recvmsg,
-    libc::SYS_shutdown,
     libc::SYS_pipe2,
     libc::SYS_sched_setaffinity,
     libc::SYS_landlock_restrict_self,
@@ -149,7 +172,6 @@ const MACHINE: &[libc::c_long] = &[
     libc::SYS_waitid,
     libc::SYS_kill,
     libc::SYS_pidfd_send_signal,
-    libc::SYS_uname,
     libc::SYS_getrusage,
     libc::SYS_getuid,
     libc::SYS_geteuid,
@@ -173,17 +195,32 @@ const MACHINE: &[libc::c_long] = &[
 /// a thread allocates memory for the first time, and goes on without it.
 const QUIET: &[libc::c_long] = &[libc::SYS_open, libc::SYS_openat];
 
-impl Kind {
-    const ALL: [Kind; 3] = [Kind::Machine, Kind::Vcpu, Kind::Device];
+/// Refused without a word to those who talk to servers: a client of NBD looks for further connections to read on, and
+/// does without. Device threads that talk to nobody are told of by [`super::report`] all the same.
+const QUIET_SERVER: &[libc::c_long] = &[libc::SYS_socket];
 
+impl Kind {
     /// All calls that it may make.
-    fn calls(self) -> impl Iterator<Item = libc::c_long> {
+    fn calls(self, dialling: Dialling) -> impl Iterator<Item = libc::c_long> {
         let parts: &[&[libc::c_long]] = match self {
             Kind::Device => &[DEVICE],
-            Kind::Vcpu => &[DEVICE, VCPU],
-            Kind::Machine => &[DEVICE, VCPU, MACHINE],
+            Kind::Server => &[DEVICE, SERVER],
+            Kind::Vcpu => &[DEVICE, SERVER, VCPU],
+            Kind::Machine => &[DEVICE, SERVER, VCPU, MACHINE],
         };
-        parts.iter().flat_map(|p| p.iter().copied())
+        let talks = matches!(self, Kind::Server | Kind::Vcpu);
+        let dial = if talks && dialling == Dialling::Allowed { DIAL } else { &[] };
+        parts.iter().flat_map(|p| p.iter().copied()).chain(dial.iter().copied())
+    }
+
+    /// Calls that it may not make, and that are refused without a word.
+    fn quiet(self, dialling: Dialling) -> Vec<libc::c_long> {
+        let parts: &[&[libc::c_long]] = match (self, dialling) {
+            (Kind::Machine, _) => &[],
+            (Kind::Vcpu | Kind::Server, Dialling::Never) => &[QUIET, QUIET_SERVER],
+            _ => &[QUIET],
+        };
+        parts.concat()
     }
 }
 
@@ -210,26 +247,37 @@ fn program(
         .map_err(|e| Error::invalid(format!("seccomp: {e}")))
 }
 
-fn compile(kind: Kind) -> Result<Entry> {
-    let quiet = if kind == Kind::Machine { &[] } else { QUIET };
-    let allowed = kind.calls().chain(quiet.iter().copied());
+fn compile(kind: Kind, dialling: Dialling) -> Result<Entry> {
+    let quiet = kind.quiet(dialling);
+    let allowed = kind.calls(dialling).chain(quiet.iter().copied());
     let mut programs = vec![program(allowed, SeccompAction::Allow, SeccompAction::Trap)?];
     if !quiet.is_empty() {
         let no = SeccompAction::Errno(libc::EACCES.unsigned_abs());
-        programs.push(program(quiet.iter().copied(), no, SeccompAction::Allow)?);
+        programs.push(program(quiet.into_iter(), no, SeccompAction::Allow)?);
     }
+    // The one that lets calls pass is entered last: entering is a call too.
+    programs.reverse();
     Ok(Entry { kind, programs })
 }
 
 impl Filters {
     /// For all kinds of threads.
-    pub fn new() -> Result<Self> {
-        Kind::ALL.into_iter().map(compile).collect::<Result<_>>().map(Filters)
+    pub fn new(dialling: Dialling) -> Result<Self> {
+        let all = [Kind::Machine, Kind::Vcpu, Kind::Device, Kind::Server];
+        all.into_iter().map(|kind| compile(kind, dialling)).collect::<Result<_>>().map(Filters)
     }
 
     /// For one kind.
-    pub fn of(kind: Kind) -> Result<Self> {
-        Ok(Filters(vec![compile(kind)?]))
+    pub fn of(kind: Kind, dialling: Dialling) -> Result<Self> {
+        Ok(Filters(vec![compile(kind, dialling)?]))
+    }
+
+    /// What a thread of this kind has to enter, in this order.
+    pub fn programs(&self, kind: Kind) -> Result<&[BpfProgram]> {
+        let found = self.0.iter().find(|f| f.kind == kind);
+        found
+            .map(|entry| &*entry.programs)
+            .ok_or_else(|| Error::invalid("no filter for this thread"))
     }
 
     /// Confines the calling thread.
@@ -237,10 +285,7 @@ impl Filters {
     /// # Errors
     /// When the kernel has no seccomp.
     pub fn enter(&self, kind: Kind) -> Result<()> {
-        let found = self.0.iter().find(|f| f.kind == kind);
-        let entry = found.ok_or_else(|| Error::invalid("no filter for this thread"))?;
-        // The one that lets calls pass comes last: entering is a call too.
-        for program in entry.programs.iter().rev() {
+        for program in self.programs(kind)? {
             apply_filter(program).map_err(|e| Error::invalid(format!("seccomp: {e}")))?;
         }
         Ok(())
@@ -273,12 +318,18 @@ mod tests {
             libc::SYS_init_module,
             libc::SYS_kexec_load,
         ];
-        for kind in Kind::ALL {
-            assert!(kind.calls().all(|c| !forbidden.contains(&c)), "{kind:?}");
-            compile(kind).unwrap();
+        for kind in [Kind::Machine, Kind::Vcpu, Kind::Device, Kind::Server] {
+            for dialling in [Dialling::Never, Dialling::Allowed] {
+                assert!(kind.calls(dialling).all(|c| !forbidden.contains(&c)), "{kind:?}");
+                compile(kind, dialling).unwrap();
+            }
         }
         for opens in [libc::SYS_openat, libc::SYS_open, libc::SYS_socket, libc::SYS_unlink] {
-            assert!(Kind::Vcpu.calls().all(|c| c != opens));
+            for kind in [Kind::Vcpu, Kind::Device, Kind::Server] {
+                assert!(kind.calls(Dialling::Never).all(|c| c != opens));
+            }
         }
+        let mut device = Kind::Device.calls(Dialling::Allowed);
+        assert!(device.all(|c| c != libc::SYS_connect), "no disk on a server, no connection");
     }
 }

@@ -2,19 +2,28 @@
 //!
 //! * [`files`]: Landlock rules made from the machine: which files may still be opened.
 //! * [`calls`]: the system calls that each kind of thread may make (seccomp).
+//! * [`others`]: threads that were there before: they are made to confine themselves.
 //! * [`report`]: what happens when a call is refused: one line that names it, and `EPERM`.
 //!
 //! A guest that takes over this process can then do what a guest may do anyway: use the descriptors of
 //! its own disks and interfaces. It can start no program, and open no file but those that the machine
-//! opens again by itself: kernel and ramdisks at a reset, the image below a temporary overlay for
-//! `commit`.
+//! opens again by itself: kernel and ramdisks at a reset, and if there is a monitor, what its command `commit` writes:
+//! the image that lies directly below a disk that is written (for reading, those below that one). It is locked when the
+//! command is given, not before, so that others may stand on it until then. `-sandbox on,commit=deny` is for images
+//! below that this guest must never touch and that the user whose process this is could write.
+//!
+//! Disks on servers are connected before the sandbox closes, and use that connection. A new one can be made only if
+//! the command line says so for some disk (`reconnect-delay`), and over TCP only to the ports of those disks and of
+//! character devices that connect again by themselves; what an image says of its backing file opens nothing. A socket
+//! in the file system is not ruled by Landlock: with `reconnect-delay` any that the user may use can be connected to.
 //!
 //! # When
 //!
 //! Files, interfaces, scripts and overlays are opened while the machine is built, with all rights. A
 //! [`Confinement`] is prepared at the end of that. Each thread enters it by itself before it touches the
-//! guest's data: vCPU threads when they start, the machine's own thread when it begins to run. Threads
-//! made later inherit it; those that serve devices narrow it further ([`narrow`]).
+//! guest's data: vCPU threads when they start, the machine's own thread when it begins to run, and before that all
+//! others that there are ([`others`]). Threads made later inherit it; those that serve devices narrow it further
+//! ([`narrow`]).
 //!
 //! The script that takes an interface down needs rights at the end: a shell that was started before
 //! waits with it ([`crate::net::script`]).
@@ -26,14 +35,16 @@
 
 pub mod calls;
 pub mod files;
+pub mod others;
 pub mod report;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-pub use calls::Kind;
+pub use calls::{Dialling, Kind};
 
+use crate::block::Disk;
 use crate::machine::MachineConfig;
 use crate::{Error, Result};
 
@@ -47,17 +58,34 @@ pub enum Sandbox {
     On {
         /// Files that are to be removed at the end (`-pidfile`). Removing is allowed in their folders.
         removed: Vec<PathBuf>,
+        /// Whether images below disks may be opened again.
+        commit: Commit,
     },
 }
 
+/// Whether images below disks may be opened again, for writing, by the monitor's command `commit`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Commit {
+    /// The image directly below a disk that is written, and for reading those further below; if there is a monitor to
+    /// give the command.
+    #[default]
+    Allowed,
+    /// None (`-sandbox on,commit=deny`).
+    Denied,
+}
+
 /// Some thread of this process is confined: new device threads narrow themselves.
-static CONFINED: AtomicBool = AtomicBool::new(false);
+static CONFINED: AtomicU8 = AtomicU8::new(FREE);
+const FREE: u8 = 0;
+const CONNECTED: u8 = 1;
+const DIALLING: u8 = 2;
 
 /// Rules and filters, ready to be entered by any thread.
 #[derive(Debug)]
 pub struct Confinement {
     files: Option<files::Rules>,
     calls: calls::Filters,
+    dialling: Dialling,
 }
 
 /// What is ready, and lines for people.
@@ -68,21 +96,29 @@ pub struct Prepared {
     pub notes: Vec<String>,
 }
 
-/// Makes rules and filters for a machine; nothing is confined yet. `None` when the sandbox is off.
+/// Makes rules and filters for a machine with these disks; nothing is confined yet. `None` when the sandbox is off.
 ///
 /// # Errors
 /// When the host cannot confine system calls.
-pub fn prepare(config: &MachineConfig) -> Result<Option<Prepared>> {
-    let Sandbox::On { removed } = &config.sandbox else { return Ok(None) };
-    let calls = calls::Filters::new().map_err(refused)?;
+pub fn prepare<'a>(
+    config: &MachineConfig,
+    disks: impl Iterator<Item = &'a Disk>,
+) -> Result<Option<Prepared>> {
+    let Sandbox::On { removed, commit } = &config.sandbox else { return Ok(None) };
+    let dialling = files::dialling(config);
+    let calls = calls::Filters::new(dialling).map_err(refused)?;
     let mut notes = Vec::new();
-    let files = files::Rules::new(&files::allowed(config, removed)).map_err(refused)?;
+    let mut allowed = files::allowed(config, removed);
+    if *commit == Commit::Allowed && !config.monitors.is_empty() {
+        allowed.allow_commits(disks).map_err(refused)?;
+    }
+    let files = files::Rules::new(&allowed).map_err(refused)?;
     if files.is_none() {
         notes.push(
             "sandbox: this kernel has no Landlock; system calls are confined, files are not".into(),
         );
     }
-    let confinement = Arc::new(Confinement { files, calls });
+    let confinement = Arc::new(Confinement { files, calls, dialling });
     Ok(Some(Prepared { confinement, notes }))
 }
 
@@ -102,8 +138,40 @@ impl Confinement {
             files.enter().map_err(refused)?;
         }
         self.calls.enter(kind).map_err(refused)?;
-        CONFINED.store(true, Ordering::Release);
+        let state = if self.dialling == Dialling::Allowed { DIALLING } else { CONNECTED };
+        CONFINED.fetch_max(state, Ordering::Release);
         Ok(())
+    }
+
+    /// Confines these threads, as [`Confinement::enter_others`] does.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or a thread does not come to it.
+    pub fn enter_these(&self, threads: &[i32]) -> Result<()> {
+        report::install().map_err(refused)?;
+        let rules = self.files.as_ref().map_or(Ok(None), files::Rules::descriptor);
+        let programs = self.calls.programs(Kind::Server)?;
+        others::confine(threads, rules.map_err(refused)?, programs).map_err(refused)
+    }
+
+    /// Confines all threads that there are besides the calling one and those of `confined`, which do it themselves.
+    /// They get what threads have that talk to servers.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or a thread does not come to it.
+    pub fn enter_others(&self, confined: &[Option<i32>]) -> Result<()> {
+        let mut done = vec![nix::unistd::gettid().as_raw()];
+        done.extend(confined.iter().flatten());
+        loop {
+            // A thread that was not confined yet may have started another.
+            let mut threads = others::threads().map_err(refused)?;
+            threads.retain(|t| !done.contains(t));
+            if threads.is_empty() {
+                return Ok(());
+            }
+            self.enter_these(&threads)?;
+            done.append(&mut threads);
+        }
     }
 }
 
@@ -112,10 +180,12 @@ impl Confinement {
 /// # Errors
 /// When the kernel refuses.
 pub fn narrow(kind: Kind) -> Result<()> {
-    if CONFINED.load(Ordering::Acquire) {
-        calls::Filters::of(kind)?.enter(kind).map_err(refused)?;
-    }
-    Ok(())
+    let dialling = match CONFINED.load(Ordering::Acquire) {
+        FREE => return Ok(()),
+        DIALLING => Dialling::Allowed,
+        _ => Dialling::Never,
+    };
+    calls::Filters::of(kind, dialling)?.enter(kind).map_err(refused)
 }
 
 #[cfg(test)]
@@ -129,7 +199,7 @@ mod tests {
         kind: Kind,
         inside: impl FnOnce() -> T + Send,
     ) -> Option<T> {
-        let prepared = prepare(config).unwrap().unwrap();
+        let prepared = prepare(config, std::iter::empty()).unwrap().unwrap();
         if let Some(note) = prepared.notes.first() {
             eprintln!("SKIPPED the confinement of files: {note}");
             return None;
@@ -146,7 +216,7 @@ mod tests {
 
     fn machine(dir: &std::path::Path) -> MachineConfig {
         let mut config = MachineConfig {
-            sandbox: Sandbox::On { removed: vec![dir.join("pid")] },
+            sandbox: Sandbox::On { removed: vec![dir.join("pid")], commit: Commit::Allowed },
             ..MachineConfig::default()
         };
         config.kernel.kernel = dir.join("kernel");
@@ -183,7 +253,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut file = tempfile::tempfile_in(dir.path()).unwrap();
         let config = MachineConfig {
-            sandbox: Sandbox::On { removed: Vec::new() },
+            sandbox: Sandbox::On { removed: Vec::new(), commit: Commit::Allowed },
             ..MachineConfig::default()
         };
         let log = confined(&config, Kind::Device, move || {
@@ -204,7 +274,7 @@ mod tests {
 
     #[test]
     fn off_confines_nothing() {
-        assert!(prepare(&MachineConfig::default()).unwrap().is_none());
+        assert!(prepare(&MachineConfig::default(), std::iter::empty()).unwrap().is_none());
     }
 
     #[test]
@@ -217,7 +287,7 @@ mod tests {
             Err(e) => return eprintln!("SKIPPED io_uring: {}", e.report()),
         };
         let config = MachineConfig {
-            sandbox: Sandbox::On { removed: Vec::new() },
+            sandbox: Sandbox::On { removed: Vec::new(), commit: Commit::Allowed },
             ..MachineConfig::default()
         };
         let result = confined(&config, Kind::Device, move || {

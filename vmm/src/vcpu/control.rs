@@ -58,10 +58,14 @@ impl Control {
 
     /// Makes every vCPU look at the wish again. Does not wait.
     pub fn nudge(&self) {
-        self.lock().epoch += 1;
+        let mut inner = self.lock();
+        inner.epoch += 1;
         self.changed.notify_all();
-        for kick in &self.kicks {
-            kick.kick();
+        // Only guest code has to be interrupted: a vCPU that is about to run it sees the new epoch before.
+        for (kick, doing) in self.kicks.iter().zip(&inner.doing) {
+            if *doing == Wish::Run {
+                kick.kick();
+            }
         }
     }
 
@@ -106,6 +110,22 @@ impl Control {
             self.changed.notify_all();
         }
         inner.wish
+    }
+
+    /// A vCPU says that it runs guest code from now on, unless there is news since `epoch` was read: then it does not,
+    /// and looks again.
+    pub(super) fn may_run(&self, index: usize, epoch: u64) -> bool {
+        let mut inner = self.lock();
+        if inner.epoch != epoch {
+            return false;
+        }
+        if let Some(d) = inner.doing.get_mut(index)
+            && *d != Wish::Run
+        {
+            *d = Wish::Run;
+            self.changed.notify_all();
+        }
+        true
     }
 
     /// A number that changes when there may be something new; to be read before looking for jobs.

@@ -232,8 +232,9 @@ impl Worker {
                     }
                 }
                 Wish::Run => {
-                    self.control.report(self.index, Wish::Run);
-                    self.run_until_kicked()?;
+                    if self.control.may_run(self.index, epoch) {
+                        self.run_until_kicked()?;
+                    }
                 }
             }
         }

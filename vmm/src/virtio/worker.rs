@@ -12,7 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::num::{index, len_u64};
-use crate::{Error, Result};
+use crate::{Error, Result, sandbox};
 
 /// The driver has broken the rules so that the device cannot go on until it is reset.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,10 @@ pub struct Broken(pub String);
 pub trait Work: Send {
     /// The thread's name.
     fn name(&self) -> String;
+    /// What kind of thread it needs, when the process is confined.
+    fn kind(&self) -> sandbox::Kind {
+        sandbox::Kind::Device
+    }
     /// What to wait for. The same list each time.
     fn sources(&self) -> Vec<RawFd>;
     /// Whether a source matters at present.
@@ -81,7 +85,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(work.name())
             .spawn(move || {
-                let confined = crate::sandbox::narrow(crate::sandbox::Kind::Device);
+                let confined = sandbox::narrow(work.kind());
                 let result = match confined {
                     Ok(()) => serve(&mut *work, &inner).err(),
                     Err(e) => Some(Broken(e.report())),

@@ -7,40 +7,12 @@
 use super::image::ParallelsImage;
 use super::layout::SECTOR;
 use super::space::front;
+use crate::format::findings::Findings;
 use crate::format::used::Used;
 use crate::format::{CheckReport, Repair, Unwatched, Watcher, check_cancelled};
 use crate::num::small;
 use crate::storage::Preallocation;
 use crate::{Error, Result};
-
-/// Findings that get a line of their own.
-const MAX_LINES: u64 = 100;
-
-struct Findings<'a> {
-    watcher: &'a dyn Watcher,
-    mend: bool,
-    lines: u64,
-    report: CheckReport,
-}
-
-impl Findings<'_> {
-    fn note(&mut self, line: &str) {
-        self.lines += 1;
-        if self.lines <= MAX_LINES {
-            self.watcher.note(line);
-        }
-    }
-
-    fn damage(&mut self, line: &str) {
-        if self.mend {
-            self.report.corruptions_fixed += 1;
-            self.note(&format!("Repairing {line}"));
-        } else {
-            self.report.corruptions += 1;
-            self.note(&format!("ERROR {line}"));
-        }
-    }
-}
 
 /// Checks the image, and mends it if asked.
 pub(super) fn check(
@@ -51,8 +23,8 @@ pub(super) fn check(
     if repair != Repair::Nothing {
         image.check_writable(0)?;
     }
-    let mend = repair == Repair::All;
-    let mut findings = Findings { watcher, mend, lines: 0, report: CheckReport::default() };
+    let mut findings = Findings::new(watcher, repair).with_word("ERROR");
+    let mend = findings.mends();
     let unclean = image.read_state().geometry.in_use;
     if unclean {
         findings.damage("image was not closed correctly");
@@ -71,17 +43,13 @@ pub(super) fn check(
     if mend {
         image.unmark()?;
     }
-    if findings.lines > MAX_LINES {
-        watcher.note(&format!("... and {} more", findings.lines - MAX_LINES));
-    }
     findings.report.image_end_offset = Some(end);
-    Ok(findings.report)
+    Ok(findings.finish())
 }
 
 /// Mends the table of an image that was not closed, without a word.
 pub(super) fn mend_table(image: &ParallelsImage) -> Result<()> {
-    let mut findings =
-        Findings { watcher: &Unwatched, mend: true, lines: 0, report: CheckReport::default() };
+    let mut findings = Findings::new(&Unwatched, Repair::All);
     let end = entries(image, &mut findings)?;
     image.write_back()?;
     image.storage.flush()?;
@@ -107,8 +75,7 @@ fn entries(image: &ParallelsImage, findings: &mut Findings<'_>) -> Result<u64> {
         }
         let at = g.place(entry);
         if at >= len || at + g.cluster > crate::num::round_up(len, g.cluster) + g.phase() {
-            findings.damage(&format!("cluster {index} is outside image"));
-            if findings.mend {
+            if findings.damage(&format!("cluster {index} is outside image")) {
                 image.write_state().table.set(storage, index, 0)?;
             }
             continue;
@@ -116,11 +83,10 @@ fn entries(image: &ParallelsImage, findings: &mut Findings<'_>) -> Result<u64> {
         allocated += 1;
         fragmented += u64::from(expected != 0 && expected != at);
         expected = at + g.cluster;
-        if !used.take_all(at / SECTOR, (at + g.cluster).div_ceil(SECTOR)) {
-            findings.damage(&format!("duplicate offset in BAT entry {index}"));
-            if findings.mend {
-                twice.push((index, at));
-            }
+        if !used.take_all(at / SECTOR, (at + g.cluster).div_ceil(SECTOR))
+            && findings.damage(&format!("duplicate offset in BAT entry {index}"))
+        {
+            twice.push((index, at));
         }
     }
     let mut end = g.align(used.high * SECTOR);
@@ -129,7 +95,7 @@ fn entries(image: &ParallelsImage, findings: &mut Findings<'_>) -> Result<u64> {
         image.write_state().table.set(storage, index, end / g.unit())?;
         end += g.cluster;
     }
-    if findings.mend {
+    if findings.mends() {
         let mut state = image.write_state();
         state.space = None;
         state.limit = storage.len()?;

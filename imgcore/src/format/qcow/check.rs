@@ -5,14 +5,13 @@
 //! making it shorter; nothing is moved.
 
 use super::image::{Cluster, QcowImage};
+use crate::format::findings::Findings;
 use crate::format::used::Used;
 use crate::format::{Access, CheckReport, Repair, Watcher, check_cancelled};
 use crate::num::{round_down, round_up, small};
 use crate::storage::{HostKind, Preallocation, ZeroMode};
 use crate::{Error, Result};
 
-/// Findings that get a line of their own.
-const MAX_LINES: u64 = 100;
 /// Unit of what is in use.
 const SECTOR: u64 = 512;
 /// File systems give no smaller pieces back.
@@ -21,10 +20,7 @@ const HOLE: u64 = 4096;
 /// What the walk over the tables found.
 struct Walk<'a> {
     image: &'a QcowImage,
-    watcher: &'a dyn Watcher,
-    mend: bool,
-    lines: u64,
-    report: CheckReport,
+    found: Findings<'a>,
     /// Sectors of header, tables and plain clusters.
     plain: Used,
     /// Sectors that compressed clusters lie in, several in one.
@@ -79,10 +75,7 @@ fn look(
     }
     let mut walk = Walk {
         image,
-        watcher,
-        mend,
-        lines: 0,
-        report: CheckReport::default(),
+        found: Findings::new(watcher, if mend { Repair::All } else { Repair::Nothing }),
         plain: Used::default(),
         packed: Used::default(),
         len: image.storage.len()?,
@@ -94,19 +87,17 @@ fn look(
     };
     walk.header();
     walk.tables()?;
-    if walk.report.corruptions_fixed == 0 {
+    if walk.found.report.corruptions_fixed == 0 {
         walk.leaks(repair)?;
     }
-    if walk.lines > MAX_LINES {
-        watcher.note(&format!("... and {} more", walk.lines - MAX_LINES));
-    }
     let g = image.read_state().geometry.clone();
-    let mut report = walk.report;
-    report.image_end_offset = Some(walk.end);
+    let Walk { found, end, allocated, compressed, fragmented, .. } = walk;
+    let mut report = found.finish();
+    report.image_end_offset = Some(end);
     report.total_clusters = Some(g.size.div_ceil(g.cluster()));
-    report.allocated_clusters = Some(walk.allocated);
-    report.compressed_clusters = Some(walk.compressed);
-    report.fragmented_clusters = Some(walk.fragmented);
+    report.allocated_clusters = Some(allocated);
+    report.compressed_clusters = Some(compressed);
+    report.fragmented_clusters = Some(fragmented);
     Ok(report)
 }
 
@@ -116,23 +107,6 @@ pub(super) fn give_leaks_back(image: &QcowImage) -> Result<()> {
 }
 
 impl Walk<'_> {
-    fn note(&mut self, line: &str) {
-        self.lines += 1;
-        if self.lines <= MAX_LINES {
-            self.watcher.note(line);
-        }
-    }
-
-    fn damage(&mut self, line: &str, mended: bool) {
-        if mended {
-            self.report.corruptions_fixed += 1;
-            self.note(&format!("Repairing {line}"));
-        } else {
-            self.report.corruptions += 1;
-            self.note(&format!("ERROR: {line}"));
-        }
-    }
-
     fn header(&mut self) {
         let state = self.image.read_state();
         let g = &state.geometry;
@@ -163,8 +137,8 @@ impl Walk<'_> {
         let storage = &self.image.storage;
         for number in 0..entries {
             if number % 512 == 0 {
-                check_cancelled(self.watcher)?;
-                self.watcher.progress(number, entries);
+                check_cancelled(self.found.watcher)?;
+                self.found.watcher.progress(number, entries);
             }
             let at = self.image.write_state().tables.upper(&**storage, number)?;
             if at == 0 {
@@ -173,8 +147,7 @@ impl Walk<'_> {
             let wrong = self.image.read_state().tables.wrong_table(at, self.len);
             if let Some(what) = wrong {
                 let line = format!("L1 entry {number}: the L2 table at {at:#x} {what}");
-                self.damage(&line, self.mend);
-                if self.mend {
+                if self.found.damage(&line) {
                     self.image.write_state().tables.set_upper(&**storage, number, 0)?;
                 }
                 continue;
@@ -182,8 +155,7 @@ impl Walk<'_> {
             if !self.enter(at, bytes) {
                 let line =
                     format!("L1 entry {number}: the L2 table at {at:#x} lies over other data");
-                self.damage(&line, self.mend);
-                if self.mend {
+                if self.found.damage(&line) {
                     let to = self.copy(at, bytes)?;
                     self.image.write_state().tables.set_upper(&**storage, number, to)?;
                 }
@@ -236,13 +208,9 @@ impl Walk<'_> {
                 self.packed.take_all(first, last);
                 self.end = self.end.max(at + len);
                 if self.plain.any(first, last) {
-                    self.damage(
-                        &format!(
-                            "the compressed cluster at {at:#x} (guest offset {guest:#x}) lies over other \
-                             data"
-                        ),
-                        false,
-                    );
+                    self.found.beyond_repair(&format!(
+                        "the compressed cluster at {at:#x} (guest offset {guest:#x}) lies over other data"
+                    ));
                 }
             }
             Cluster::Plain(at) => {
@@ -259,8 +227,7 @@ impl Walk<'_> {
                     let line = format!(
                         "the cluster at {at:#x} (guest offset {guest:#x}) lies over other data"
                     );
-                    self.damage(&line, self.mend);
-                    if self.mend {
+                    if self.found.damage(&line) {
                         let to = self.copy(at, g.cluster())?;
                         self.image.write_state().tables.set(&*self.image.storage, index, to)?;
                     }
@@ -272,8 +239,7 @@ impl Walk<'_> {
 
     /// An entry that leads nowhere: the data are not there.
     fn forget(&mut self, index: u64, line: &str) -> Result<()> {
-        self.damage(line, self.mend);
-        if self.mend {
+        if self.found.damage(line) {
             self.image.write_state().tables.set(&*self.image.storage, index, 0)?;
         }
         Ok(())
@@ -295,7 +261,7 @@ impl Walk<'_> {
             all.take_all(start, end);
         }
         let cluster = self.image.read_state().geometry.cluster();
-        let give = repair != Repair::Nothing && self.report.corruptions == 0;
+        let give = repair != Repair::Nothing && self.found.report.corruptions == 0;
         let mut leaked = 0;
         // L1 of an empty image, and the last stream, may end anywhere in a cluster.
         let end = round_up(self.end, cluster);
@@ -311,22 +277,22 @@ impl Walk<'_> {
             if give && taken > 0 {
                 self.image.storage.write_zeroes(start, end - start, ZeroMode::MayUnmap)?;
                 let left = self.taken(start, end)?;
-                self.report.leaks += left.div_ceil(cluster);
-                self.report.leaks_fixed += (taken - left).div_ceil(cluster);
+                self.found.report.leaks += left.div_ceil(cluster);
+                self.found.report.leaks_fixed += (taken - left).div_ceil(cluster);
             } else {
                 leaked += taken.div_ceil(cluster);
             }
         }
-        if leaked == 0 && self.report.leaks_fixed == 0 {
+        if leaked == 0 && self.found.report.leaks_fixed == 0 {
             return Ok(());
         }
         if !give {
-            self.report.leaks += leaked;
-            self.note(&format!("Leaked clusters: {leaked}"));
+            self.found.report.leaks += leaked;
+            self.found.note(&format!("Leaked clusters: {leaked}"));
             return Ok(());
         }
-        self.report.leaks_fixed += leaked;
-        self.note(&format!("Repairing leaked clusters: {}", self.report.leaks_fixed));
+        self.found.report.leaks_fixed += leaked;
+        self.found.note(&format!("Repairing leaked clusters: {}", self.found.report.leaks_fixed));
         if self.len > end {
             self.image.storage.set_len(end, Preallocation::Off)?;
             self.image.write_state().next = end;

@@ -6,23 +6,19 @@
 use super::compact;
 use super::image::{Cluster, QedImage};
 use super::layout::ZERO;
+use crate::format::findings::Findings;
 use crate::format::used::Used;
 use crate::format::{Access, CheckReport, Repair, Unwatched, Watcher, check_cancelled};
 use crate::num::small;
 use crate::{Error, Result};
 
-/// Findings that get a line of their own.
-const MAX_LINES: u64 = 100;
 /// Times that a repaired image is looked at again: what lay under other damage shows then.
 const PASSES: u32 = 4;
 
 /// What the walk over the tables found.
 pub(super) struct Walk<'a> {
     image: &'a QedImage,
-    watcher: &'a dyn Watcher,
-    mend: bool,
-    lines: u64,
-    report: CheckReport,
+    found: Findings<'a>,
     /// Clusters of the file in use.
     pub used: Used,
     /// Those of header and tables.
@@ -74,7 +70,7 @@ pub(super) fn check(
 /// Mends the tables of an image that was not closed, without a word.
 pub(super) fn mend_tables(image: &QedImage) -> Result<()> {
     for _ in 0..PASSES {
-        if look(image, true, &Unwatched)?.report.corruptions_fixed == 0 {
+        if look(image, true, &Unwatched)?.found.report.corruptions_fixed == 0 {
             break;
         }
     }
@@ -94,10 +90,7 @@ pub(super) fn look<'a>(
     }
     let mut walk = Walk {
         image,
-        watcher,
-        mend,
-        lines: 0,
-        report: CheckReport::default(),
+        found: Findings::new(watcher, if mend { Repair::All } else { Repair::Nothing }),
         used: Used::default(),
         fixed: Used::default(),
         tables: Vec::new(),
@@ -106,7 +99,7 @@ pub(super) fn look<'a>(
     };
     walk.header();
     walk.upper()?;
-    if walk.report.corruptions_fixed > 0 {
+    if walk.found.report.corruptions_fixed > 0 {
         image.write_back()?;
         image.storage.flush()?;
     }
@@ -114,20 +107,6 @@ pub(super) fn look<'a>(
 }
 
 impl Walk<'_> {
-    fn damage(&mut self, line: &str) {
-        let line = if self.mend {
-            self.report.corruptions_fixed += 1;
-            format!("Repairing {line}")
-        } else {
-            self.report.corruptions += 1;
-            format!("ERROR: {line}")
-        };
-        self.lines += 1;
-        if self.lines <= MAX_LINES {
-            self.watcher.note(&line);
-        }
-    }
-
     /// Enters clusters; `false` where something else lies there.
     fn enter(&mut self, at: u64, len: u64, fixed: bool) -> bool {
         let cluster = self.image.read_state().geometry.cluster;
@@ -142,9 +121,9 @@ impl Walk<'_> {
         let g = self.image.read_state().geometry.clone();
         self.enter(0, g.header, true);
         self.enter(g.l1, g.table(), true);
-        self.report.total_clusters = Some(g.size.div_ceil(g.cluster));
-        self.report.allocated_clusters = Some(0);
-        self.report.fragmented_clusters = Some(0);
+        self.found.report.total_clusters = Some(g.size.div_ceil(g.cluster));
+        self.found.report.allocated_clusters = Some(0);
+        self.found.report.fragmented_clusters = Some(0);
     }
 
     fn upper(&mut self) -> Result<()> {
@@ -152,8 +131,8 @@ impl Walk<'_> {
         let storage = &*self.image.storage;
         for number in 0..g.entries() {
             if number % 1024 == 0 {
-                check_cancelled(self.watcher)?;
-                self.watcher.progress(number, g.entries());
+                check_cancelled(self.found.watcher)?;
+                self.found.watcher.progress(number, g.entries());
             }
             let at = self.image.write_state().tables.upper(storage, number)?;
             if at == 0 {
@@ -161,17 +140,16 @@ impl Walk<'_> {
             }
             let last = at.checked_add(g.table() - g.cluster);
             if !g.may_lie(at, self.len) || last.is_none_or(|last| last >= self.len) {
-                self.damage(&format!("L1 entry {number}: there is no L2 table at {at:#x}"));
-                if self.mend {
+                if self.found.damage(&format!("L1 entry {number}: there is no L2 table at {at:#x}"))
+                {
                     self.image.write_state().tables.set_upper(storage, number, 0)?;
                 }
                 continue;
             }
             if !self.enter(at, g.table(), true) {
-                self.damage(&format!(
+                if self.found.damage(&format!(
                     "L1 entry {number}: the L2 table at {at:#x} lies over other data"
-                ));
-                if self.mend {
+                )) {
                     let to = self.copy(at, g.table())?;
                     self.image.write_state().tables.set_upper(storage, number, to)?;
                 }
@@ -199,10 +177,9 @@ impl Walk<'_> {
         let g = self.image.read_state().geometry.clone();
         let guest = index.saturating_mul(g.cluster);
         if !g.may_lie(at, self.len) {
-            self.damage(&format!(
+            if self.found.damage(&format!(
                 "the cluster for guest offset {guest:#x} is said to be at {at:#x}, where none can be"
-            ));
-            if self.mend {
+            )) {
                 // The data are not there. What the file below has in this place is older.
                 let instead = if g.backing.is_some() { ZERO } else { 0 };
                 let mut state = self.image.write_state();
@@ -213,20 +190,17 @@ impl Walk<'_> {
         let fragmented = self.expected != 0 && self.expected != at;
         self.expected = at + g.cluster;
         for (count, by) in [
-            (&mut self.report.allocated_clusters, 1),
-            (&mut self.report.fragmented_clusters, u64::from(fragmented)),
+            (&mut self.found.report.allocated_clusters, 1),
+            (&mut self.found.report.fragmented_clusters, u64::from(fragmented)),
         ] {
             *count = count.map(|n| n + by);
         }
-        if !self.enter(at, g.cluster, false) {
-            self.damage(&format!(
-                "the cluster at {at:#x} (guest offset {guest:#x}) lies over other data"
-            ));
-            if self.mend {
-                let to = self.copy(at, g.cluster)?;
-                let mut state = self.image.write_state();
-                state.tables.set(&*self.image.storage, index, to)?;
-            }
+        let line =
+            || format!("the cluster at {at:#x} (guest offset {guest:#x}) lies over other data");
+        if !self.enter(at, g.cluster, false) && self.found.damage(&line()) {
+            let to = self.copy(at, g.cluster)?;
+            let mut state = self.image.write_state();
+            state.tables.set(&*self.image.storage, index, to)?;
         }
         Ok(())
     }
@@ -239,10 +213,7 @@ impl Walk<'_> {
     }
 
     fn finish(self) -> CheckReport {
-        let mut report = self.report;
-        if self.lines > MAX_LINES {
-            self.watcher.note(&format!("... and {} more", self.lines - MAX_LINES));
-        }
+        let mut report = self.found.finish();
         let cluster = self.image.read_state().geometry.cluster;
         let held = self.len.div_ceil(cluster);
         report.leaks = self.used.gaps(held).iter().map(|(start, end)| end - start).sum();

@@ -9,37 +9,10 @@ use super::header::{self, Kind, narrow};
 use super::image::VdiImage;
 use super::layout::{FREE, ZERO};
 use super::space::{Used, in_file, leads};
+use crate::format::findings::Findings;
 use crate::format::{Access, CheckReport, Repair, Watcher, check_cancelled};
 use crate::num::small;
 use crate::{Error, Result};
-
-/// Findings that get a line of their own.
-const MAX_LINES: u64 = 100;
-
-struct Findings<'a> {
-    watcher: &'a dyn Watcher,
-    lines: u64,
-    report: CheckReport,
-}
-
-impl Findings<'_> {
-    fn note(&mut self, line: &str) {
-        self.lines += 1;
-        if self.lines <= MAX_LINES {
-            self.watcher.note(line);
-        }
-    }
-
-    fn damage(&mut self, line: &str, mended: bool) {
-        if mended {
-            self.report.corruptions_fixed += 1;
-            self.note(&format!("Repairing {line}"));
-        } else {
-            self.report.corruptions += 1;
-            self.note(&format!("ERROR: {line}"));
-        }
-    }
-}
 
 /// Checks the image, and mends it if asked.
 pub(super) fn check(
@@ -50,24 +23,21 @@ pub(super) fn check(
     if repair != Repair::Nothing && image.access == Access::Read {
         return Err(crate::format::read_only("vdi"));
     }
-    let mut findings = Findings { watcher, lines: 0, report: CheckReport::default() };
-    let used = entries(image, repair, &mut findings)?;
+    let mut findings = Findings::new(watcher, repair);
+    let used = entries(image, &mut findings)?;
     if findings.report.corruptions_fixed > 0 {
         image.write_back()?;
         image.storage.flush()?;
     }
-    count(image, repair, &used, &mut findings)?;
-    if findings.lines > MAX_LINES {
-        watcher.note(&format!("... and {} more", findings.lines - MAX_LINES));
-    }
-    Ok(findings.report)
+    count(image, &used, &mut findings)?;
+    Ok(findings.finish())
 }
 
 /// Looks at every entry of the block map.
-fn entries(image: &VdiImage, repair: Repair, findings: &mut Findings<'_>) -> Result<Used> {
+fn entries(image: &VdiImage, findings: &mut Findings<'_>) -> Result<Used> {
     let g = image.read_state().geometry.clone();
     let held = in_file(&g, image.storage.len()?);
-    let mend = repair == Repair::All;
+    let mend = findings.mends();
     let mut used = Used::default();
     let mut twice = Vec::new();
     for index in 0..g.blocks {
@@ -80,27 +50,22 @@ fn entries(image: &VdiImage, repair: Repair, findings: &mut Findings<'_>) -> Res
             continue;
         }
         if entry >= g.blocks && entry >= held {
-            findings.damage(&format!("block index {index} too large, is {entry}"), mend);
+            findings.damage(&format!("block index {index} too large, is {entry}"));
         } else if entry >= held {
-            findings.damage(
-                &format!(
-                    "block index {index} leads to {:#x}, beyond the end of the file",
-                    g.place(entry)
-                ),
-                mend,
-            );
+            findings.damage(&format!(
+                "block index {index} leads to {:#x}, beyond the end of the file",
+                g.place(entry)
+            ));
         } else if !used.take(entry) {
-            findings.damage(&format!("block index {entry} also used by {entry}"), mend);
-            if mend {
+            if findings.damage(&format!("block index {entry} also used by {entry}")) {
                 twice.push((index, entry));
             }
             continue;
         } else {
-            if entry >= g.blocks {
-                findings.damage(&format!("block index {index} too large, is {entry}"), mend);
-                if mend {
-                    twice.push((index, entry));
-                }
+            if entry >= g.blocks
+                && findings.damage(&format!("block index {index} too large, is {entry}"))
+            {
+                twice.push((index, entry));
             }
             continue;
         }
@@ -144,25 +109,21 @@ pub(super) fn copy_block(image: &VdiImage, from: u64, to: u64) -> Result<()> {
 }
 
 /// Compares the number of blocks in the header with what the map leads to.
-fn count(image: &VdiImage, repair: Repair, used: &Used, findings: &mut Findings<'_>) -> Result<()> {
+fn count(image: &VdiImage, used: &Used, findings: &mut Findings<'_>) -> Result<()> {
     let g = image.read_state().geometry.clone();
     let told = g.allocated;
     let line = format!("allocated blocks mismatch, is {}, should be {told}", used.count);
-    if told < used.high {
-        let mend = repair == Repair::All;
-        findings.damage(&line, mend);
-        if mend {
-            let high = used.high;
-            header::update(&*image.storage, |h| h.blocks_allocated = narrow(high))?;
-            image.write_state().geometry.allocated = high;
-        }
+    if told < used.high && findings.damage(&line) {
+        let high = used.high;
+        header::update(&*image.storage, |h| h.blocks_allocated = narrow(high))?;
+        image.write_state().geometry.allocated = high;
     }
     // A static image reserves space for all of its blocks.
     let leaked = told.max(used.high) - used.count;
-    if leaked == 0 || (told < used.high && repair != Repair::All) {
+    if leaked == 0 || (told < used.high && !findings.mends()) {
         return Ok(());
     }
-    if repair == Repair::Nothing || findings.report.corruptions > 0 {
+    if findings.repair == Repair::Nothing || findings.report.corruptions > 0 {
         findings.report.leaks += leaked;
         findings.note(&format!("Leaked blocks: {leaked} ({line})"));
         return Ok(());

@@ -8,6 +8,7 @@ use super::compact::{self, Used};
 use super::header;
 use super::image::VhdxImage;
 use super::layout::{MIB, place_of, state, state_of};
+use crate::format::findings::Findings;
 use crate::format::{Access, CheckReport, Repair, Watcher, check_cancelled};
 use crate::num::round_up;
 use crate::storage::Preallocation;
@@ -15,51 +16,6 @@ use crate::{Error, Result};
 
 /// Room that makers leave in front of the first block.
 const ROOM: u64 = 8 * MIB;
-/// Findings that get a line of their own.
-const MAX_LINES: u64 = 100;
-
-struct Findings<'a> {
-    watcher: &'a dyn Watcher,
-    lines: u64,
-    repair: Repair,
-    report: CheckReport,
-}
-
-impl Findings<'_> {
-    fn note(&mut self, line: &str) {
-        self.lines += 1;
-        if self.lines <= MAX_LINES {
-            self.watcher.note(line);
-        }
-    }
-
-    /// Counts damage; whether it is to be mended.
-    fn damage(&mut self, line: &str) -> bool {
-        let mend = self.repair == Repair::All;
-        if mend {
-            self.report.corruptions_fixed += 1;
-            self.note(&format!("Repairing {line}"));
-        } else {
-            self.report.corruptions += 1;
-            self.note(&format!("ERROR: {line}"));
-        }
-        mend
-    }
-
-    /// Counts leaks; whether they are to be mended.
-    fn leak(&mut self, count: u64, line: &str) -> bool {
-        let mend = self.repair != Repair::Nothing && self.report.corruptions == 0;
-        if mend {
-            self.report.leaks_fixed += count;
-            self.note(&format!("Repairing {line}"));
-        } else {
-            self.report.leaks += count;
-            self.note(&format!("Leaked: {line}"));
-        }
-        mend
-    }
-}
-
 /// Checks the image, and mends it if asked.
 pub(super) fn check(
     image: &VhdxImage,
@@ -73,7 +29,7 @@ pub(super) fn check(
     if repair != Repair::Nothing && child {
         return Err(Error::unsupported("differencing VHDX images cannot be repaired"));
     }
-    let mut findings = Findings { watcher, lines: 0, repair, report: CheckReport::default() };
+    let mut findings = Findings::new(watcher, repair);
     structures(image, &mut findings)?;
     let (used, twice) = entries(image, &mut findings)?;
     if !twice.is_empty() && repair == Repair::All {
@@ -91,10 +47,7 @@ pub(super) fn check(
             compact::compact(image, watcher)?;
         }
     }
-    if findings.lines > MAX_LINES {
-        watcher.note(&format!("... and {} more", findings.lines - MAX_LINES));
-    }
-    Ok(findings.report)
+    Ok(findings.finish())
 }
 
 /// Headers, region tables, log.

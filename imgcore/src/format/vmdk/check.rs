@@ -10,29 +10,21 @@ use super::image::{Sparse, VmdkImage};
 use super::layout::SECTOR;
 use super::leaks::{self, Leak};
 use super::tables::Entry;
+use crate::format::findings::Findings;
 use crate::format::{Access, CheckReport, Repair, Watcher, check_cancelled};
 use crate::num::small;
 use crate::{Error, Result};
 
-/// Findings that get a line of their own.
-const MAX_LINES: u64 = 100;
 /// Most grains of a file for which a map of used grains is made (8 MiB).
 const MAX_MAPPED: u64 = 64 << 20;
 
-struct Findings<'a> {
-    watcher: &'a dyn Watcher,
-    lines: u64,
+/// What was found wrong.
+struct Found<'a> {
+    lines: Findings<'a>,
+    /// Grains that begin behind the end of their file, or cannot be found.
     beyond: u64,
+    /// Grains that two entries lead to.
     shared: u64,
-}
-
-impl Findings<'_> {
-    fn note(&mut self, line: &str) {
-        self.lines += 1;
-        if self.lines <= MAX_LINES {
-            self.watcher.note(line);
-        }
-    }
 }
 
 /// Checks all sparse extents, and gives leaked space back if asked.
@@ -49,30 +41,28 @@ pub(super) fn check(
             return Err(crate::format::read_only("vmdk"));
         }
     }
-    let mut findings = Findings { watcher, lines: 0, beyond: 0, shared: 0 };
+    let mut found = Found { lines: Findings::new(watcher, repair), beyond: 0, shared: 0 };
     for sparse in image.sparse_extents() {
-        check_extent(image, sparse, &mut findings)?;
+        check_extent(image, sparse, &mut found)?;
     }
-    let damaged = findings.beyond > 0 || findings.shared > 0;
+    let damaged = found.beyond > 0 || found.shared > 0;
     let repair = if damaged { Repair::Nothing } else { repair };
     let mut leaks = Ok(leaks::Leaks::default());
-    if findings.beyond == 0 {
+    if found.beyond == 0 {
         leaks = leaks::search(image, repair, watcher, &mut |sparse, leak| {
-            findings.note(&leak_line(sparse, leak, repair));
+            found.lines.note(&leak_line(sparse, leak, repair));
         });
     }
-    if findings.lines > MAX_LINES {
-        watcher.note(&format!("... and {} more", findings.lines - MAX_LINES));
-    }
-    if findings.beyond > 0 {
+    let report = found.lines.finish();
+    if found.beyond > 0 {
         return Err(Error::errno(libc::EINVAL));
     }
     let leaks = leaks?;
     Ok(CheckReport {
-        corruptions: findings.shared,
+        corruptions: found.shared,
         leaks: leaks.left,
         leaks_fixed: leaks.fixed,
-        ..CheckReport::default()
+        ..report
     })
 }
 
@@ -83,7 +73,7 @@ fn leak_line(sparse: Sparse<'_>, leak: Leak, repair: Repair) -> String {
     format!("{verb} {noun} at {at:#x} of '{}': {grains}", sparse.storage.name())
 }
 
-fn check_extent(image: &VmdkImage, sparse: Sparse<'_>, findings: &mut Findings<'_>) -> Result<()> {
+fn check_extent(image: &VmdkImage, sparse: Sparse<'_>, found: &mut Found<'_>) -> Result<()> {
     let g = sparse.geometry;
     let len = sparse.storage.len()?;
     // Grains of one extent are aligned to each other or not; a map in units of grains tells two grains
@@ -94,8 +84,8 @@ fn check_extent(image: &VmdkImage, sparse: Sparse<'_>, findings: &mut Findings<'
         if places <= MAX_MAPPED { vec![0u64; small(places.div_ceil(64))] } else { vec![] };
     let mut offset = 0;
     while offset < sparse.extent.len {
-        check_cancelled(findings.watcher)?;
-        findings.watcher.progress(sparse.extent.start + offset, image.size);
+        check_cancelled(found.lines.watcher)?;
+        found.lines.watcher.progress(sparse.extent.start + offset, image.size);
         let key = sparse.key(offset)?;
         let next = offset + g.table_cover();
         let exists = image.read_tables().dirs[small(u64::from(sparse.number))]
@@ -107,7 +97,7 @@ fn check_extent(image: &VmdkImage, sparse: Sparse<'_>, findings: &mut Findings<'
             for (i, &entry) in (0u64..).zip(table.iter()) {
                 let at = offset + i * g.grain;
                 if at < sparse.extent.len && entry > Entry::ZERO {
-                    check_entry(sparse, at, entry, (len, unit, &mut used), findings);
+                    check_entry(sparse, at, entry, (len, unit, &mut used), found);
                 }
             }
         }
@@ -121,26 +111,26 @@ fn check_entry(
     at: u64,
     entry: u64,
     (len, unit, used): (u64, u64, &mut [u64]),
-    findings: &mut Findings<'_>,
+    found: &mut Found<'_>,
 ) {
     let sector = (sparse.extent.start + at) / SECTOR;
     if entry == Entry::BAD {
-        findings.beyond += 1;
-        findings.note(&format!("ERROR: could not get cluster offset for sector {sector}"));
+        found.beyond += 1;
+        found.lines.note(&format!("ERROR: could not get cluster offset for sector {sector}"));
         return;
     }
     let place = entry.saturating_mul(SECTOR);
     if place >= len {
-        findings.beyond += 1;
-        findings.note(&format!("ERROR: cluster offset for sector {sector} points after EOF"));
+        found.beyond += 1;
+        found.lines.note(&format!("ERROR: cluster offset for sector {sector} points after EOF"));
         return;
     }
     let bit = place / unit;
     if let Some(word) = used.get_mut(small(bit / 64)) {
         let mask = 1 << (bit % 64);
         if *word & mask != 0 {
-            findings.shared += 1;
-            findings.note(&format!(
+            found.shared += 1;
+            found.lines.note(&format!(
                 "ERROR: the grain for sector {sector} at {place:#x} of '{}' is used twice",
                 sparse.storage.name()
             ));

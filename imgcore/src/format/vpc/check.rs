@@ -8,53 +8,9 @@ use super::compact;
 use super::header::{self, Blocks, Kind};
 use super::image::VpcImage;
 use super::layout::{SECTOR, UNUSED};
+use crate::format::findings::Findings;
 use crate::format::{Access, CheckReport, Repair, Watcher, check_cancelled};
 use crate::{Error, Result};
-
-/// Findings that get a line of their own.
-const MAX_LINES: u64 = 100;
-
-struct Findings<'a> {
-    watcher: &'a dyn Watcher,
-    lines: u64,
-    repair: Repair,
-    report: CheckReport,
-}
-
-impl Findings<'_> {
-    fn note(&mut self, line: &str) {
-        self.lines += 1;
-        if self.lines <= MAX_LINES {
-            self.watcher.note(line);
-        }
-    }
-
-    /// Counts damage; whether it is to be mended.
-    fn damage(&mut self, line: &str) -> bool {
-        let mend = self.repair == Repair::All;
-        if mend {
-            self.report.corruptions_fixed += 1;
-            self.note(&format!("Repairing {line}"));
-        } else {
-            self.report.corruptions += 1;
-            self.note(&format!("ERROR: {line}"));
-        }
-        mend
-    }
-
-    /// Counts leaks; whether they are to be mended.
-    fn leak(&mut self, count: u64, line: &str) -> bool {
-        let mend = self.repair != Repair::Nothing && self.report.corruptions == 0;
-        if mend {
-            self.report.leaks_fixed += count;
-            self.note(&format!("Repairing {line}"));
-        } else {
-            self.report.leaks += count;
-            self.note(&format!("Leaked: {line}"));
-        }
-        mend
-    }
-}
 
 /// Checks the image, and mends it if asked.
 pub(super) fn check(
@@ -70,7 +26,7 @@ pub(super) fn check(
             return Err(Error::unsupported("differencing VHD images cannot be repaired"));
         }
     }
-    let mut findings = Findings { watcher, lines: 0, repair, report: CheckReport::default() };
+    let mut findings = Findings::new(watcher, repair);
     let geometry = image.read_state().geometry;
     let mut rewrite = footers(image, &mut findings)?;
     match &geometry.blocks {
@@ -95,10 +51,7 @@ pub(super) fn check(
     if rewrite && (findings.report.corruptions == 0 || repair == Repair::All) {
         image.write_headers()?;
     }
-    if findings.lines > MAX_LINES {
-        watcher.note(&format!("... and {} more", findings.lines - MAX_LINES));
-    }
-    Ok(findings.report)
+    Ok(findings.finish())
 }
 
 /// Compares the footers with the one that was chosen; whether they are to be written again.

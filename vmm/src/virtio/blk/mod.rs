@@ -21,6 +21,7 @@ use super::{Activation, Kind, Settle, VirtioDevice, Work};
 use crate::Result;
 use crate::block::config::WriteCache;
 use crate::block::pool::Pool;
+use crate::block::remote::Place;
 use crate::block::ring::Ring;
 use crate::block::{BlockBackend, Disk};
 use crate::num::{put_le, read_within};
@@ -103,6 +104,7 @@ pub struct Blk {
     pool: Arc<Pool>,
     /// One for each queue, or none.
     rings: Vec<Arc<Mutex<Ring>>>,
+    place: Place,
 }
 
 impl Blk {
@@ -116,7 +118,13 @@ impl Blk {
     /// A disk over a back end with its limits and policies.
     pub fn over(config: BlkConfig, disk: Arc<Disk>) -> Self {
         let pool = Arc::new(Pool::new(&config.id));
-        Blk { config, disk, pool, rings: Vec::new() }
+        Blk { config, disk, pool, rings: Vec::new(), place: Place::Here }
+    }
+
+    /// Says where the bytes are.
+    #[must_use]
+    pub fn at(self, place: Place) -> Self {
+        Blk { place, ..self }
     }
 
     /// Whether it is one file that bypasses the page cache.
@@ -213,6 +221,7 @@ impl VirtioDevice for Blk {
                 executor: executor.clone(),
                 pool: self.pool.clone(),
                 ring: self.rings.get(i).cloned(),
+                place: self.place,
             };
             all.push(Box::new(BlkQueue::new(name, queue, means)?));
         }
@@ -238,5 +247,7 @@ impl VirtioDevice for Blk {
 
 #[cfg(test)]
 mod ring_tests;
+#[cfg(test)]
+mod server_tests;
 #[cfg(test)]
 mod tests;

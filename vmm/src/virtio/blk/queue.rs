@@ -23,9 +23,11 @@ use super::batch::{Group, Item, Merging, group};
 use super::execute::{Executor, Served};
 use super::flight::{Flights, Landed, Landing};
 use crate::block::pool::{Pool, Scratch};
+use crate::block::remote::Place;
 use crate::block::ring::Ring;
 use crate::irq::Message;
 use crate::mem::Memory;
+use crate::sandbox::Kind;
 use crate::virtio::{ActiveQueue, Broken, Chain, Work};
 use crate::{Error, Result};
 
@@ -172,6 +174,7 @@ pub struct BlkQueue {
     pool: Arc<Pool>,
     scratch: Scratch,
     flights: Option<Flights>,
+    place: Place,
     /// Whether the page cache may have what is read.
     buffered: bool,
     /// How often in a row it had not.
@@ -188,6 +191,8 @@ pub struct Means {
     pub pool: Arc<Pool>,
     /// Takes requests to the kernel, if the disk has such a thing.
     pub ring: Option<Arc<Mutex<Ring>>>,
+    /// Where the disk's bytes are.
+    pub place: Place,
 }
 
 const RING: usize = 0;
@@ -198,7 +203,7 @@ impl BlkQueue {
     pub fn new(name: String, queue: ActiveQueue, means: Means) -> Result<Self> {
         let alarm = EventFd::new(libc::EFD_NONBLOCK)
             .map_err(|e| Error::io(&e).context("cannot create an event descriptor"))?;
-        let Means { memory, executor, pool, ring } = means;
+        let Means { memory, executor, pool, ring, place } = means;
         let shared = Arc::new(Shared {
             queue: Mutex::new(queue),
             memory,
@@ -208,9 +213,10 @@ impl BlkQueue {
             alarm,
         });
         let flights = ring.map(Flights::new);
-        let buffered = shared.executor.disk().backend().is_buffered();
+        let here = place == Place::Here;
+        let buffered = here && shared.executor.disk().backend().is_buffered();
         let scratch = Scratch::default();
-        Ok(BlkQueue { name, shared, pool, scratch, flights, buffered, misses: 0 })
+        Ok(BlkQueue { name, shared, pool, scratch, flights, place, buffered, misses: 0 })
     }
 
     /// Carries out what was found on the ring together.
@@ -424,6 +430,13 @@ impl BlkQueue {
 impl Work for BlkQueue {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn kind(&self) -> Kind {
+        match self.place {
+            Place::Here => Kind::Device,
+            Place::Server => Kind::Server,
+        }
     }
 
     fn sources(&self) -> Vec<i32> {

@@ -341,6 +341,38 @@ fn our_client_and_servers_of_others() {
 }
 
 #[test]
+fn older_versions_of_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let Some(ca) = Authority::new(dir, "ca") else { return };
+    let Some(qemu) = tool("qemu-nbd", "TLS 1.2 with QEMU") else { return };
+    let Some(client) = tool("qemu-img", "TLS 1.2 with QEMU") else { return };
+    data_and_zeroes(&dir.join("src.raw"), 5 << 20);
+    // GnuTLS's words for what a server or a client speaks; the last one has no forward secrecy.
+    let own = Server::of_rimg_to_read(dir, "own", &ca.server(""), "src.raw");
+    for (name, priority, spoken) in [
+        ("new", "NORMAL:-VERS-ALL:+VERS-TLS1.3", true),
+        ("old", "NORMAL:-VERS-ALL:+VERS-TLS1.2", true),
+        ("older", "NORMAL:-VERS-ALL:+VERS-TLS1.1", false),
+        ("forever", "NORMAL:-VERS-ALL:+VERS-TLS1.2:-KX-ALL:+RSA", false),
+    ] {
+        let object = ca.server(&format!(",priority={priority}"));
+        let args = ["-r", "-f", "raw", "-t", "-k", "SOCK", "--object", &object];
+        let args = [&args[..], &["--tls-creds", "t", "src.raw"]].concat();
+        let server = Server::start(&qemu, dir, name, &args);
+        let uri = server.uri(&ca.path());
+        let out = rimg(dir, &["compare", "-f", "raw", "-F", "raw", "src.raw", &uri]);
+        assert_eq!(out.success(), spoken, "{name}: {}{}", out.out(), out.err());
+        assert!(spoken || out.err().contains("TLS with"), "{name}: {}", out.err());
+        let object = ca.client(&format!(",priority={priority}"));
+        let options = own.options("disks.example");
+        let args = ["compare", "--object", &object, "--image-opts", &options];
+        let out = run(&client, dir, &[&args[..], &["driver=file,filename=src.raw"]].concat());
+        assert_eq!(out.success(), spoken, "{name}: {}{}", out.out(), out.err());
+    }
+}
+
+#[test]
 fn certificates_that_are_no_good() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use messages::Voice;
 use pidfile::PidFile;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use terminal::Terminal;
 use vmm::chardev::{CharKind, Standard};
 use vmm::cmdline::process::{Foreground, RunAs};
@@ -93,13 +94,14 @@ fn run_machine(run: Run, daemon: Option<daemon::Daemon>, voice: &Voice) -> vmm::
         voice.say(&format!("rkvm: {note}"));
     }
     let terminal = Terminal::default();
-    watch_signals(machine.handle(), terminal.clone())?;
+    let caught =
+        Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCONT]).map_err(|e| vmm::Error::io(&e))?;
     if let Some(daemon) = daemon {
         machine.finish_loading()?;
         daemon.ready()?;
     }
     let raw = signals.map(|signals| terminal.enter(signals));
-    let exit = machine.run();
+    let exit = machine.run_and(|handle| watch_signals(caught, handle, terminal));
     drop(raw);
     Ok(match exit? {
         Exit::PowerOff | Exit::Reset | Exit::Quit => 0,
@@ -128,9 +130,7 @@ impl Caller for Builder<'_> {
 }
 
 /// Signals that end a process end the machine; coming back from a stop makes the terminal raw again.
-fn watch_signals(handle: Handle, terminal: Terminal) -> vmm::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCONT])
-        .map_err(|e| vmm::Error::io(&e))?;
+fn watch_signals(mut signals: Signals, handle: Handle, terminal: Terminal) -> vmm::Result<()> {
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {

@@ -422,6 +422,11 @@ pub trait Image: Send + Sync + std::fmt::Debug {
         true
     }
 
+    /// Whether zeroes of whole units are a change of metadata, and not bytes that are written.
+    fn zeroes_are_quick(&self, _space: ZeroSpace) -> bool {
+        false
+    }
+
     /// Whether guest data are encrypted on their way to the storage. Places of such data in a file say
     /// nothing about bytes, and moving them costs processor time.
     fn encrypts(&self) -> bool {

@@ -182,4 +182,8 @@ impl Image for RawImage {
     fn zero_init(&self) -> bool {
         self.storage.zero_init()
     }
+
+    fn zeroes_are_quick(&self, space: ZeroSpace) -> bool {
+        self.storage.zeroes_are_quick(ZeroMode::from(space))
+    }
 }

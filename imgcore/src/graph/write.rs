@@ -138,7 +138,7 @@ impl Node {
         if len == 0 {
             return Ok(());
         }
-        let space = if self.discard == Some(Discard::Ignore) { ZeroSpace::Keep } else { space };
+        let space = self.zero_space(space);
         self.image.note_write(GuestOffset(at), len)?;
         let _guard = self.lock(at, len, Hold::Exclusive);
         match self.image.granularity().zero {
@@ -148,6 +148,25 @@ impl Node {
             None => self.zero_by_writing(at, len)?,
         }
         self.after_write()
+    }
+
+    /// Whether [`Node::write_zeroes`] changes metadata and no data in some unit at least of a range: it then takes less
+    /// than writing would.
+    pub fn zeroes_quickly(&self, at: u64, len: u64, space: ZeroSpace) -> bool {
+        let Some(unit) = self.image.granularity().zero else { return false };
+        let Some(end) = at.checked_add(len) else { return false };
+        let last = if end >= self.virtual_size() { end } else { round_down(end, unit) };
+        round_up(at, unit) < last && self.image.zeroes_are_quick(self.zero_space(space))
+    }
+
+    /// Whether the user lets zeroes give space back.
+    pub fn may_unmap(&self) -> bool {
+        self.discard != Some(Discard::Ignore)
+    }
+
+    /// What becomes of space, as the user wants it.
+    fn zero_space(&self, space: ZeroSpace) -> ZeroSpace {
+        if self.may_unmap() { space } else { ZeroSpace::Keep }
     }
 
     fn zero_whole(&self, at: u64, len: u64, space: ZeroSpace) -> Result<()> {

@@ -73,6 +73,8 @@ pub struct FileStorage {
     bounce: Mutex<()>,
     /// Whether reserving blocks makes writes cheaper; found out at the first large write.
     reserves: OnceLock<bool>,
+    /// Whether the file system makes holes; found out when somebody asks.
+    punches: OnceLock<bool>,
     /// QEMU's locks, once taken.
     lock: Mutex<Option<FileLock>>,
     /// The error number of the first flush that failed, when the page cache may have lost what it was to store.
@@ -158,6 +160,7 @@ impl FileStorage {
             align,
             bounce,
             reserves,
+            punches: OnceLock::new(),
             lock,
             lost: OnceLock::new(),
         })
@@ -381,6 +384,19 @@ impl Storage for FileStorage {
             return self.after_write();
         }
         self.write_zero_bytes(offset, len)
+    }
+
+    fn zeroes_are_quick(&self, mode: ZeroMode) -> bool {
+        // Devices do not tell before they are asked to, and keeping space takes a call that fewer file systems have.
+        if self.device || mode == ZeroMode::KeepAllocated || !self.options.writable {
+            return false;
+        }
+        *self.punches.get_or_init(|| {
+            // A hole behind the end changes nothing.
+            let end = self.len().map(|len| round_up(len, 1 << 20));
+            let tried = end.and_then(|end| sparse::punch_hole(&self.file, end, 1 << 20));
+            tried.is_ok_and(|outcome| outcome == Outcome::Done)
+        })
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {

@@ -138,6 +138,17 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Makes a range read as zeroes, as cheaply as the storage can.
     fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()>;
 
+    /// Makes a range read as zeroes if that is faster than writing zero bytes there. `Ok(false)`: it is not, or this
+    /// storage cannot tell; parts of the range may then be zero already.
+    fn zero_quickly(&self, _offset: u64, _len: u64) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether zeroes made by [`Storage::write_zeroes`] are a change of metadata, and not bytes that are written.
+    fn zeroes_are_quick(&self, _mode: ZeroMode) -> bool {
+        false
+    }
+
     /// Gives the space of a range back; what it reads as afterwards is undefined. May do nothing.
     fn discard(&self, offset: u64, len: u64) -> Result<()>;
 

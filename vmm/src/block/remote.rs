@@ -119,6 +119,7 @@ fn look_up_one(part: &mut OpenRequest) -> Result<()> {
         one => one.first(),
     };
     if let Some(address) = chosen {
+        // The certificate names the host.
         if target.tls.is_some() {
             target.tls_hostname.get_or_insert_with(|| host.clone());
         }
@@ -191,5 +192,12 @@ mod tests {
         let BackingChoice::Given(below) = &found.backing else { panic!() };
         assert_eq!(below.name(), "nbd://localhost:10", "people see the name");
         assert_eq!(found.data_file, top.data_file);
+        // Its certificate has the name too.
+        let mut target = NbdTarget::parse("nbds://localhost:10").unwrap();
+        target.reconnect_delay = Duration::from_secs(7);
+        let found = look_up(&OpenRequest::remote(Remote::Nbd(target))).unwrap();
+        let Some(Remote::Nbd(target)) = found.remote.as_deref() else { panic!() };
+        assert_eq!(target.host_name(), Some("localhost"));
+        assert!(!target.address().starts_with("localhost"), "{}", target.address());
     }
 }

@@ -8,7 +8,6 @@ use super::events::{Event, Sink};
 use super::loading::Loading;
 use super::parts::{Parts, Workshop};
 use super::run::Machine;
-use super::timer::RtcTimer;
 use crate::Result;
 use crate::chardev::{Chardevs, Standard};
 use crate::control::events::Broadcast;
@@ -19,7 +18,6 @@ use crate::kvm::vm::SlotKind;
 use crate::kvm::{System, Vcpu, Vm};
 use crate::mem;
 use crate::pci::Root;
-use crate::sandbox::{Sandbox, others};
 use crate::vcpu::{Buses, EffectSink, Group, VcpuSettings};
 
 /// Whoever builds a machine, while it is being built.
@@ -52,11 +50,6 @@ impl Machine {
         standard: Standard,
         caller: &mut dyn Caller,
     ) -> Result<Self> {
-        // Those of the caller: they are not ours to confine.
-        let callers = match config.sandbox {
-            Sandbox::Off => Vec::new(),
-            Sandbox::On { .. } => others::threads()?,
-        };
         let system = System::open()?;
         config.memory.check(config.topology.max_cpus)?;
         config.topology.check(system.max_vcpus())?;
@@ -103,7 +96,6 @@ impl Machine {
         let _ = sink.control.set(group.control().clone());
         let broadcast = Broadcast::default();
         watch(&parts, &sender, &broadcast);
-        let timer = parts.rtc.clone().map(RtcTimer::start).transpose()?;
         Ok(Machine {
             config,
             vm,
@@ -115,7 +107,7 @@ impl Machine {
             buses,
             chips,
             baseline,
-            timer,
+            timer: None,
             chardevs,
             monitors: Vec::new(),
             broadcast,
@@ -126,7 +118,6 @@ impl Machine {
             events,
             sender,
             confinement,
-            callers,
             notes,
         })
     }

@@ -7,8 +7,10 @@
 //! The files are opened before the thread begins, with the rights and on behalf of whoever the process is then. The
 //! thread opens nothing, and ends before the guest runs.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+
+use nix::unistd::{Pid, gettid};
 
 use super::boot;
 use super::config::MachineConfig;
@@ -19,7 +21,10 @@ use crate::{Error, Result};
 
 /// The thread.
 #[derive(Debug)]
-pub struct Loading(Option<JoinHandle<Result<Entry>>>);
+pub struct Loading {
+    thread: Option<JoinHandle<Result<Entry>>>,
+    id: Arc<OnceLock<Pid>>,
+}
 
 impl Loading {
     /// Opens the files and begins to load them.
@@ -29,11 +34,22 @@ impl Loading {
     pub fn start(config: &MachineConfig, memory: &Arc<Memory>) -> Result<Self> {
         let files = Files::open(&config.kernel.kernel, &config.kernel.initrds)?;
         let (config, memory) = (config.clone(), Arc::clone(memory));
-        std::thread::Builder::new()
+        let id = Arc::<OnceLock<Pid>>::default();
+        let told = Arc::clone(&id);
+        let thread = std::thread::Builder::new()
             .name("load".into())
-            .spawn(move || boot::load(&config, &memory, files))
-            .map(|thread| Loading(Some(thread)))
-            .map_err(|e| Error::io(&e).context("cannot start a thread to load the kernel"))
+            .spawn(move || {
+                // Set once, here.
+                let _ = told.set(gettid());
+                boot::load(&config, &memory, files)
+            })
+            .map_err(|e| Error::io(&e).context("cannot start a thread to load the kernel"))?;
+        Ok(Loading { thread: Some(thread), id })
+    }
+
+    /// The thread's number, if it has not been waited for.
+    pub fn thread_id(&self) -> Option<i32> {
+        self.thread.as_ref().map(|_| self.id.wait().as_raw())
     }
 
     /// Waits for it; how the first vCPU begins. `None` when that was asked before.
@@ -41,7 +57,7 @@ impl Loading {
     /// # Errors
     /// What is wrong with the kernel, or that there is no room for it.
     pub fn wait(&mut self) -> Result<Option<Entry>> {
-        match self.0.take().map(JoinHandle::join) {
+        match self.thread.take().map(JoinHandle::join) {
             None => Ok(None),
             Some(Ok(loaded)) => loaded.map(Some),
             Some(Err(panic)) => std::panic::resume_unwind(panic),
@@ -51,7 +67,7 @@ impl Loading {
 
 impl Drop for Loading {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
+        if let Some(thread) = self.thread.take() {
             // The machine was not built, for another reason.
             let _ = thread.join();
         }

@@ -93,8 +93,6 @@ pub struct Machine {
     pub(super) sender: Sender<Event>,
     /// Entered when the machine begins to run.
     pub(super) confinement: Option<Arc<Confinement>>,
-    /// Threads that were there before the machine was built.
-    pub(super) callers: Vec<i32>,
     /// Lines for people, from building.
     pub notes: Vec<String>,
 }
@@ -137,8 +135,17 @@ impl Machine {
     ///
     /// # Errors
     /// When a vCPU cannot go on, or data could not be made durable at the end.
-    pub fn run(mut self) -> Result<Exit> {
-        let result = self.begin().and_then(|()| self.serve());
+    pub fn run(self) -> Result<Exit> {
+        self.run_and(|_| Ok(()))
+    }
+
+    /// As [`run`](Machine::run), and calls `begun` when this thread is confined, so that threads which the caller starts
+    /// there to steer the machine are confined too.
+    ///
+    /// # Errors
+    /// As `run`, and those of `begun`.
+    pub fn run_and(mut self, begun: impl FnOnce(Handle) -> Result<()>) -> Result<Exit> {
+        let result = self.begin(begun).and_then(|()| self.serve());
         if result.is_err() {
             self.tell(&MachineEvent::Shutdown(Cause::Failure));
         }
@@ -147,14 +154,17 @@ impl Machine {
         down.map(|()| exit)
     }
 
-    fn begin(&mut self) -> Result<()> {
-        // Threads of monitors and character devices, which begin here, inherit it.
+    fn begin(&mut self, begun: impl FnOnce(Handle) -> Result<()>) -> Result<()> {
         if let Some(confinement) = &self.confinement {
-            let mut left = std::mem::take(&mut self.callers);
-            left.extend(self.group.thread_ids().into_iter().flatten());
-            confinement.enter_others(left)?;
+            // vCPUs do it themselves; the kernel's thread ends before one of them runs.
+            let mut apart = self.group.thread_ids();
+            apart.push(self.loading.thread_id());
+            confinement.enter_servers(&apart)?;
+            // Threads of the clock, of monitors and character devices, which begin here, inherit it.
             confinement.enter(Kind::Machine)?;
         }
+        self.timer = self.parts.rtc.clone().map(RtcTimer::start).transpose()?;
+        begun(self.handle())?;
         self.finish_loading()?;
         for m in &self.config.monitors {
             let device = self.chardevs.get(&m.chardev)?;

@@ -2,7 +2,7 @@
 //!
 //! * [`files`]: Landlock rules made from the machine: which files may still be opened.
 //! * [`calls`]: the system calls that each kind of thread may make (seccomp).
-//! * [`others`]: threads that were there before: they are made to confine themselves.
+//! * [`others`]: threads that talk to servers since disks were opened: they are made to confine themselves.
 //! * [`report`]: what happens when a call is refused: one line that names it, and `EPERM`.
 //!
 //! A guest that takes over this process can then do what a guest may do anyway: use the descriptors of
@@ -21,8 +21,8 @@
 //!
 //! Files, interfaces, scripts and overlays are opened while the machine is built, with all rights. A
 //! [`Confinement`] is prepared at the end of that. Each thread enters it by itself before it touches the
-//! guest's data: vCPU threads when they start, the machine's own thread when it begins to run, and before that all
-//! others that were started since building began ([`others`]). Threads made later inherit it; those that serve devices narrow it further
+//! guest's data: vCPU threads when they start, the machine's own thread when it begins to run, and before that those
+//! that talk to servers of disks ([`others`]). Threads made later inherit it; those that serve devices narrow it further
 //! ([`narrow`]).
 //!
 //! The script that takes an interface down needs rights at the end: a shell that was started before
@@ -143,7 +143,7 @@ impl Confinement {
         Ok(())
     }
 
-    /// Confines these threads, as [`Confinement::enter_others`] does.
+    /// Confines these threads, as [`Confinement::enter_servers`] does.
     ///
     /// # Errors
     /// When the kernel refuses, or a thread does not come to it.
@@ -154,18 +154,19 @@ impl Confinement {
         others::confine(threads, rules.map_err(refused)?, programs).map_err(refused)
     }
 
-    /// Confines all threads that there are besides the calling one and those to be `left`: vCPUs, which do it themselves.
-    /// They get what threads have that talk to servers.
+    /// Confines the threads that talk to servers of disks, which began when the disks were opened. `apart`, to save looking
+    /// at them, are threads that do something else, as the calling one does. A process that has machines as a part of it
+    /// may have more: those are its own.
     ///
     /// # Errors
     /// When the kernel refuses, or a thread does not come to it.
-    pub fn enter_others(&self, left: Vec<i32>) -> Result<()> {
-        let mut done = left;
-        done.push(nix::unistd::gettid().as_raw());
+    pub fn enter_servers(&self, apart: &[Option<i32>]) -> Result<()> {
+        let mut done = vec![nix::unistd::gettid().as_raw()];
+        done.extend(apart.iter().flatten());
         loop {
             // A thread that was not confined yet may have started another.
             let mut threads = others::threads().map_err(refused)?;
-            threads.retain(|t| !done.contains(t));
+            threads.retain(|t| !done.contains(t) && others::talks_to_server(*t));
             if threads.is_empty() {
                 return Ok(());
             }

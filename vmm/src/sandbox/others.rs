@@ -1,5 +1,4 @@
-//! Confining threads that have been started before: those that read what servers of disks send, the clock's, the one
-//! that waits for signals.
+//! Confining threads that have been started before: those that read what servers of disks send.
 //!
 //! The kernel confines the calling thread, so each has to do it by itself. A signal makes it: the handler enters the
 //! rules and filters that [`confine`] has laid ready, which takes system calls only. (The C library changes the user of
@@ -55,6 +54,13 @@ pub fn threads() -> Result<Vec<i32>> {
         all.extend(entry.map_err(failed)?.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
     }
     Ok(all)
+}
+
+/// Whether a thread of this process is one of those that the block layer has for a connection to a server. One that has
+/// just ended is none.
+pub fn talks_to_server(thread: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/self/task/{thread}/comm"))
+        .is_ok_and(|name| name.starts_with(imgcore::storage::nbd::THREADS))
 }
 
 /// Has these threads enter Landlock rules and seccomp programs (in this order), and waits until they have. Threads that

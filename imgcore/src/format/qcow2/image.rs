@@ -290,6 +290,12 @@ impl Image for Qcow2Image {
         self.crypt.is_some()
     }
 
+    fn zeroes_are_quick(&self, space: ZeroSpace) -> bool {
+        // See `zero_external`.
+        let outside = self.data_file.as_ref().filter(|_| self.crypt.is_none());
+        self.version >= 3 && outside.is_none_or(|file| file.zeroes_are_quick(space.into()))
+    }
+
     fn zero_init(&self) -> bool {
         // A preallocated image on a device would show what the device held.
         let (_, data) = self.data_storage();

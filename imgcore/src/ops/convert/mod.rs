@@ -39,13 +39,15 @@ use super::create::{find_driver, key_options, parse_options, set_size, set_text}
 use super::parallel::{Failure, Turns, default_threads};
 use super::rate::Rate;
 use super::{Job, sparsify};
-use crate::format::{Access, BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level};
+use crate::format::{
+    Access, BackingRef, BitmapInfo, CreateOptions, Driver, Granularity, Level, check_cancelled,
+};
 use crate::graph::Node;
 use crate::graph::create::{NewImage, create};
 use crate::graph::gate::{combine, folder_of};
 use crate::graph::open::{OpenOptions, OpenRequest, Purpose, Sharing, open};
 use crate::graph::output::{Output, Place};
-use crate::storage::CacheMode;
+use crate::storage::{CacheMode, HostKind};
 use crate::{Error, Result};
 use copy::{Copy, Counters};
 use feed::{Feed, Rules, Span};
@@ -123,6 +125,9 @@ pub fn convert(options: &ConvertOptions, job: &Job<'_>) -> Result<ConvertReport>
         }
     }
 }
+
+/// Bytes that are made zero before somebody may want to stop.
+const EMPTIED_AT_ONCE: u64 = 1 << 30;
 
 /// What the target shows where nothing was written yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -438,7 +443,12 @@ fn fill(
     let encode = encode_unit(options, target, &granularity)?;
     let storage = target.image().storage(crate::format::StorageId(0));
     let sparse = Sparse::new(options.sparse_size, u64::from(storage.limits().request_alignment));
-    let zero_init = zero_init(options, target, begin.state, has_backing);
+    let zero_init = zero_init(options, target, begin.state, has_backing)
+        || (begin.at == 0
+            && begin.state == Fresh::Old
+            && !has_backing
+            && options.sparse_size > 0
+            && emptied(target, total, job)?);
     let (unit, chunk) = chunk_size(&granularity, sparse, encode);
     let rules = Rules {
         total,
@@ -580,6 +590,25 @@ fn zero_init(options: &ConvertOptions, target: &Node, state: Fresh, has_backing:
         Fresh::New => options.sparse_size > 0 && !has_backing && target.image().zero_init(),
         Fresh::Old => false,
     }
+}
+
+/// Makes the first `total` bytes of an old raw target zero where its storage says that this is quick (an NBD export may):
+/// then only data are written, and zeroes between them ask nobody. `false`: it did not, and parts may be zero.
+fn emptied(target: &Node, total: u64, job: &Job<'_>) -> Result<bool> {
+    if target.image().format_name() != "raw" || target.backing().is_some() || !target.may_unmap() {
+        return Ok(false);
+    }
+    let storage = target.image().storage(crate::format::StorageId(0));
+    let mut at = 0;
+    while at < total {
+        check_cancelled(job.watcher)?;
+        let extent = storage.status(at, (total - at).min(EMPTIED_AT_ONCE))?;
+        if extent.kind == HostKind::Data && !storage.zero_quickly(at, extent.len)? {
+            return Ok(false);
+        }
+        at += extent.len;
+    }
+    Ok(total > 0)
 }
 
 /// The unit in which the copy decides, and the chunk.

@@ -8,6 +8,7 @@ use rustls::ServerConfig;
 
 use super::Export;
 use super::context::Context;
+use crate::format::ZeroSpace;
 use crate::nbd::*;
 use crate::num::small;
 use crate::storage::nbd::stream::{Patient, Stream};
@@ -164,8 +165,11 @@ impl Talk<'_> {
         if self.export.options.shared != 1 {
             flags |= CAN_MULTI_CONN;
         }
-        flags |=
-            if self.export.node.writable() { SEND_TRIM | SEND_WRITE_ZEROES } else { READ_ONLY };
+        let node = self.export.node;
+        flags |= if node.writable() { SEND_TRIM | SEND_WRITE_ZEROES } else { READ_ONLY };
+        if node.writable() && node.zeroes_quickly(0, node.virtual_size(), ZeroSpace::Unmap) {
+            flags |= SEND_FAST_ZERO;
+        }
         if self.agreed.structured {
             flags |= SEND_DF;
         }

@@ -187,7 +187,7 @@ impl Transmission<'_> {
         let known = match r.command {
             CMD_READ => CMD_FLAG_DF | CMD_FLAG_FUA,
             CMD_WRITE | CMD_TRIM => CMD_FLAG_FUA,
-            CMD_WRITE_ZEROES => CMD_FLAG_FUA | CMD_FLAG_NO_HOLE,
+            CMD_WRITE_ZEROES => CMD_FLAG_FUA | CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
             CMD_BLOCK_STATUS => CMD_FLAG_REQ_ONE | CMD_FLAG_FUA,
             CMD_FLUSH => CMD_FLAG_FUA,
             _ => return Err(Error::errno(libc::EINVAL).context("unknown request")),
@@ -212,6 +212,10 @@ impl Transmission<'_> {
             CMD_WRITE_ZEROES => {
                 let keep = r.flags & CMD_FLAG_NO_HOLE != 0;
                 let space = if keep { ZeroSpace::Keep } else { ZeroSpace::Unmap };
+                let quick = r.flags & CMD_FLAG_FAST_ZERO != 0;
+                if quick && !node.zeroes_quickly(r.offset, r.len.into(), space) {
+                    return Err(Error::errno(libc::EOPNOTSUPP).context("zeroes would be written"));
+                }
                 node.write_zeroes(r.offset, r.len.into(), space)?;
             }
             CMD_BLOCK_STATUS => return self.status(r),

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::THREADS;
 use super::connection::{Answer, Connection, Failed, Request};
 use super::handshake::{Export, Peer};
 use super::status::StatusCache;
@@ -108,7 +109,7 @@ impl NbdStorage {
     /// Opens further connections, without waiting: a server that takes no more of them is no error.
     fn open_more(&self) {
         let (more, peer, export) = (Arc::clone(&self.more), self.peer.clone(), self.export);
-        let thread = std::thread::Builder::new().name("nbd-more".to_owned());
+        let thread = std::thread::Builder::new().name(format!("{THREADS}more"));
         // A system that has no more threads reads slower.
         let _ = thread.spawn(move || {
             for _ in 0..MORE {
@@ -240,6 +241,16 @@ impl NbdStorage {
         Ok(self.export.size.saturating_sub(offset).min(len))
     }
 
+    /// Has the server make zeroes of whole blocks.
+    fn zero_blocks(&self, first: u64, last: u64, flags: u16) -> Result<()> {
+        self.cache.forget();
+        for (at, len) in self.pieces(first, last - first) {
+            let flags = flags | self.fua();
+            self.run(Request { command: CMD_WRITE_ZEROES, flags, offset: at, len }, &[])?;
+        }
+        self.after_write()
+    }
+
     fn zero_by_writing(&self, offset: u64, len: u64) -> Result<()> {
         let zeroes = vec![0; small(len.min(1 << 20))];
         let mut done = 0;
@@ -329,15 +340,26 @@ impl Storage for NbdStorage {
         if !self.export.has(SEND_WRITE_ZEROES) || last <= first {
             return self.zero_by_writing(offset, end - offset);
         }
-        self.cache.forget();
         let keep = if mode == ZeroMode::KeepAllocated { CMD_FLAG_NO_HOLE } else { 0 };
-        for (at, len) in self.pieces(first, last - first) {
-            let flags = keep | self.fua();
-            self.run(Request { command: CMD_WRITE_ZEROES, flags, offset: at, len }, &[])?;
-        }
-        self.after_write()?;
+        self.zero_blocks(first, last, keep)?;
         self.zero_by_writing(offset, first - offset)?;
         self.zero_by_writing(last, end - last)
+    }
+
+    fn zero_quickly(&self, offset: u64, len: u64) -> Result<bool> {
+        let end = offset + self.check_write(offset, len)?;
+        let (first, last) = (round_up(offset, self.min()), round_down(end, self.min()));
+        if !self.export.has(SEND_WRITE_ZEROES | SEND_FAST_ZERO) || last <= first {
+            return Ok(false);
+        }
+        match self.zero_blocks(first, last, CMD_FLAG_FAST_ZERO) {
+            // The server would have to write them.
+            Err(e) if e.raw_errno() == Some(libc::EOPNOTSUPP) => return Ok(false),
+            result => result?,
+        }
+        self.zero_by_writing(offset, first - offset)?;
+        self.zero_by_writing(last, end - last)?;
+        Ok(true)
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {

@@ -109,7 +109,7 @@ impl Connection {
         });
         let of_reader = Arc::clone(&shared);
         let reader = std::thread::Builder::new()
-            .name("nbd-replies".to_owned())
+            .name(format!("{}replies", super::THREADS))
             .spawn(move || of_reader.read_replies())
             .map_err(|e| Error::io(&e).context("Could not start a thread for NBD replies"))?;
         let cookie = AtomicU64::new(1);

@@ -30,5 +30,8 @@ pub(crate) mod stream;
 
 pub use client::NbdStorage;
 
+/// Names of the threads that serve a connection begin with this.
+pub const THREADS: &str = "nbd-";
+
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,10 @@ use crate::num::{len_u64, round_up};
 use crate::storage::Preallocation;
 use crate::{Error, ErrorKind, Result};
 
+#[cfg(test)]
+#[path = "discard_test.rs"]
+mod discard_test;
+
 impl Qcow2Image {
     /// Refuses to change an image that was found corrupt or is open for reading.
     pub(super) fn check_usable(&self, tables: &Tables) -> Result<()> {
@@ -127,14 +131,21 @@ impl Qcow2Image {
         Ok(())
     }
 
-    /// Step 5: what old mappings referred to becomes free, now that they are gone from the disk.
+    /// Step 5: what old mappings referred to becomes free, now that they are gone from the disk. What a guest gave up goes
+    /// back to the file system here, as no crash can bring its mapping back any more; what was only replaced (by an
+    /// overwritten compressed cluster, say) is kept for the next allocation.
     pub(super) fn drop_references(&self, tables: &mut Tables) -> Result<()> {
         if !tables.refs.has_pending() {
             return Ok(());
         }
         match tables.refs.apply_pending(&*self.file) {
             Ok(freed) => {
+                let gives_back = std::mem::take(&mut tables.gives_back);
                 for &(at, len) in &freed {
+                    if gives_back {
+                        // Nobody gets this place while the tables are locked. Space that stays taken is no error.
+                        let _ = self.file.discard(at, len);
+                    }
                     // A freed cluster may have been a table.
                     tables.l2.forget(at, len);
                     if tables.compressed_end > at && tables.compressed_end <= at + len {

@@ -243,6 +243,9 @@ pub struct Tables {
     pub broken: bool,
     /// Ranges `(offset, len)` that became free, to be discarded if wanted.
     pub freed: Vec<(u64, u64)>,
+    /// Somebody gave up guest data since references were dropped last: what becomes free then goes back to the file
+    /// system.
+    pub gives_back: bool,
     /// What the `lazy-refcounts` option said at opening; it stands above the header's flag, and is not
     /// written down.
     pub lazy_asked: Option<bool>,
@@ -274,6 +277,7 @@ impl Tables {
             file_len,
             broken: false,
             freed: Vec::new(),
+            gives_back: false,
             lazy_asked: None,
         }
     }

@@ -321,6 +321,7 @@ impl Qcow2Image {
                 new.descriptor = kept | ZERO;
             }
             self.replace(tables, start, new)?;
+            tables.gives_back |= space == ZeroSpace::Unmap;
             self.zero_external(from, to - from, space)
         })
     }
@@ -362,6 +363,7 @@ impl Qcow2Image {
                 (false, false) => L2Entry::default(),
             };
             self.replace(tables, start, new)?;
+            tables.gives_back = true;
             self.zero_external(start, to - start, ZeroSpace::Unmap)
         })
     }

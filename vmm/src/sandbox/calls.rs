@@ -5,6 +5,7 @@
 //! and that of [`MACHINE`].
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
@@ -24,6 +25,9 @@ pub enum Kind {
     /// ([`Dialling`]).
     Server,
 }
+
+/// How many kinds there are.
+const KINDS: usize = Kind::Server as usize + 1;
 
 /// Whether disks may connect to their servers again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -224,30 +228,28 @@ impl Kind {
     }
 }
 
-/// The filters of one kind of thread; the kernel asks all of them, and the strictest answer counts.
+/// Filters, compiled when the first thread of their kind needs them: most machines have no thread of some kinds.
 #[derive(Debug)]
-struct Entry {
-    kind: Kind,
-    programs: Vec<BpfProgram>,
+pub struct Filters {
+    dialling: Dialling,
+    /// By kind: what to enter, or why it cannot be made.
+    ready: [OnceLock<std::result::Result<Vec<BpfProgram>, String>>; KINDS],
 }
-
-/// Compiled filters.
-#[derive(Debug)]
-pub struct Filters(Vec<Entry>);
 
 fn program(
     calls: impl Iterator<Item = libc::c_long>,
     listed: SeccompAction,
     others: SeccompAction,
-) -> Result<BpfProgram> {
+) -> std::result::Result<BpfProgram, String> {
     let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
         calls.map(|call| (call, Vec::new())).collect();
     SeccompFilter::new(rules, others, listed, TargetArch::x86_64)
         .and_then(TryInto::<BpfProgram>::try_into)
-        .map_err(|e| Error::invalid(format!("seccomp: {e}")))
+        .map_err(|e| format!("seccomp: {e}"))
 }
 
-fn compile(kind: Kind, dialling: Dialling) -> Result<Entry> {
+/// The filters of one kind of thread; the kernel asks all of them, and the strictest answer counts.
+fn compile(kind: Kind, dialling: Dialling) -> std::result::Result<Vec<BpfProgram>, String> {
     let quiet = kind.quiet(dialling);
     let allowed = kind.calls(dialling).chain(quiet.iter().copied());
     let mut programs = vec![program(allowed, SeccompAction::Allow, SeccompAction::Trap)?];
@@ -257,27 +259,22 @@ fn compile(kind: Kind, dialling: Dialling) -> Result<Entry> {
     }
     // The one that lets calls pass is entered last: entering is a call too.
     programs.reverse();
-    Ok(Entry { kind, programs })
+    Ok(programs)
 }
 
 impl Filters {
     /// For all kinds of threads.
-    pub fn new(dialling: Dialling) -> Result<Self> {
-        let all = [Kind::Machine, Kind::Vcpu, Kind::Device, Kind::Server];
-        all.into_iter().map(|kind| compile(kind, dialling)).collect::<Result<_>>().map(Filters)
-    }
-
-    /// For one kind.
-    pub fn of(kind: Kind, dialling: Dialling) -> Result<Self> {
-        Ok(Filters(vec![compile(kind, dialling)?]))
+    pub fn new(dialling: Dialling) -> Self {
+        Filters { dialling, ready: [const { OnceLock::new() }; KINDS] }
     }
 
     /// What a thread of this kind has to enter, in this order.
+    ///
+    /// # Errors
+    /// When this processor's filters cannot be made.
     pub fn programs(&self, kind: Kind) -> Result<&[BpfProgram]> {
-        let found = self.0.iter().find(|f| f.kind == kind);
-        found
-            .map(|entry| &*entry.programs)
-            .ok_or_else(|| Error::invalid("no filter for this thread"))
+        let ready = self.ready[kind as usize].get_or_init(|| compile(kind, self.dialling));
+        ready.as_deref().map_err(|e| Error::invalid(e.clone()))
     }
 
     /// Confines the calling thread.

@@ -106,7 +106,7 @@ pub fn prepare<'a>(
 ) -> Result<Option<Prepared>> {
     let Sandbox::On { removed, commit } = &config.sandbox else { return Ok(None) };
     let dialling = files::dialling(config);
-    let calls = calls::Filters::new(dialling).map_err(refused)?;
+    let calls = calls::Filters::new(dialling);
     let mut notes = Vec::new();
     let mut allowed = files::allowed(config, removed);
     if *commit == Commit::Allowed && !config.monitors.is_empty() {
@@ -186,7 +186,7 @@ pub fn narrow(kind: Kind) -> Result<()> {
         DIALLING => Dialling::Allowed,
         _ => Dialling::Never,
     };
-    calls::Filters::of(kind, dialling)?.enter(kind).map_err(refused)
+    calls::Filters::new(dialling).enter(kind).map_err(refused)
 }
 
 #[cfg(test)]
